@@ -1,0 +1,1 @@
+"""Self-hosted, privacy-first product telemetry."""

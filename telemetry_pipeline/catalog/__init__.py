@@ -1,0 +1,1 @@
+"""What an event is: reads catalog/ and compiles it."""

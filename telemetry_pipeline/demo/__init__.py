@@ -1,0 +1,1 @@
+"""The demo's population and its Amplitude-shaped server."""

@@ -1,0 +1,1 @@
+"""Where allowlisted events go: one outbox, one module a vendor."""

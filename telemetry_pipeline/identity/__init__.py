@@ -1,0 +1,1 @@
+"""Keys, pseudonyms, consent: what is asked about a person."""

@@ -1,0 +1,1 @@
+"""Exactly-once ingest: ledger, compiled statements, loader."""

@@ -1,0 +1,1 @@
+"""Where events arrive: what is new, and its bytes."""

@@ -1,0 +1,1 @@
+"""The ClickHouse warehouse: client, migrations, embedded server."""
