@@ -1,0 +1,170 @@
+"""telemetry.yaml: its model and how it is loaded."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from telemetry_pipeline.errors import TelemetryError
+from telemetry_pipeline.yaml_document import YamlDocument, load_yaml
+
+_REFERENCE = re.compile(r"env:[A-Za-z_][A-Za-z0-9_]*|file:.+")
+
+
+def _check_reference(value: str) -> str:
+    if not _REFERENCE.fullmatch(value):
+        raise ValueError("must be a reference, env:NAME or file:PATH, never the value itself")
+    return value
+
+
+def _check_timezone(value: str) -> str:
+    try:
+        ZoneInfo(value)
+    except (ZoneInfoNotFoundError, ValueError):
+        raise ValueError("is not an IANA time zone such as Europe/Berlin") from None
+    return value
+
+
+SecretReference = Annotated[str, AfterValidator(_check_reference)]
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class OtelFileSource(_Model):
+    """The Collector's file exporter: an active file of OTLP/JSON lines, rotated ones beside it."""
+
+    kind: Literal["otel_file"]
+    path: str = Field(min_length=1, description="the active file, relative to the project")
+
+
+class Consent(_Model):
+    absent: Literal["drop", "accept"] = "drop"
+
+
+class Retention(_Model):
+    raw_days: int = Field(default=180, ge=2, le=3650)
+    dead_letter_days: int = Field(default=14, ge=1, le=365)
+
+
+class Feature(_Model):
+    """A product feature: the events that adopt it and the payload flag that enables it."""
+
+    adopted_by: list[str] = Field(min_length=1)
+    enabled_flag: str | None = None
+
+
+class Reporting(_Model):
+    timezone: Annotated[str, AfterValidator(_check_timezone)] = "UTC"
+    features: dict[Name, Feature] = Field(default_factory=dict)
+
+
+class Route(_Model):
+    """Event name globs and the destinations that get them."""
+
+    events: list[str] = Field(min_length=1)
+    to: list[Name] = Field(min_length=1)
+
+
+class AmplitudeDestination(_Model):
+    """Amplitude's HTTP V2 API. Off unless `enabled`; an empty allowlist exports nothing."""
+
+    kind: Literal["amplitude"]
+    enabled: bool | SecretReference = False
+    endpoint: str = "https://api2.amplitude.com/2/httpapi"
+    api_key: SecretReference
+    events_per_second: int | None = Field(default=1000, ge=1)
+
+
+class Config(_Model):
+    """The whole of telemetry.yaml."""
+
+    sources: dict[Name, OtelFileSource] = Field(min_length=1)
+    consent: Consent = Consent()
+    retention: Retention = Retention()
+    reporting: Reporting = Reporting()
+    routing: list[Route] = Field(default_factory=list)
+    destinations: dict[Name, AmplitudeDestination] = Field(default_factory=dict)
+
+    def allowlist(self, destination: str) -> tuple[str, ...]:
+        """The event name globs routed to `destination`; empty means nothing goes there."""
+        globs = [glob for route in self.routing if destination in route.to for glob in route.events]
+        return tuple(dict.fromkeys(globs))
+
+
+def load_config(file: Path) -> Config:
+    """Read and check telemetry.yaml. Raises PolicyError with file, line, field and the fix."""
+    document = load_yaml(file)
+    if not isinstance(document.data, dict):
+        raise document.error((), "must be a mapping with sources, consent, routing, …")
+    try:
+        config = Config.model_validate(document.data)
+    except ValidationError as error:
+        raise _first_problem(document, error) from None
+    for index, route in enumerate(config.routing):
+        for name in route.to:
+            if name not in config.destinations:
+                known = ", ".join(config.destinations) or "none"
+                raise document.error(
+                    ("routing", index, "to"), f"no destination named {name} (there are: {known})"
+                )
+    return config
+
+
+def _first_problem(document: YamlDocument, error: ValidationError) -> Exception:
+    # Every problem counts, but one clear line helps more than a list of consequences.
+    problem = error.errors(include_url=False, include_input=False)[0]
+    path = [part for part in problem["loc"] if _in_document(document, part)]
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        message = "is not a setting; check its spelling or remove it"
+    return document.error(path, message)
+
+
+def _in_document(document: YamlDocument, part: str | int) -> bool:
+    # Pydantic adds union branch names such as function-after[…] to the path.
+    return isinstance(part, int) or "[" not in part and part not in ("bool", "str")
+
+
+def resolve(reference: str, root: Path) -> str | None:
+    """The value behind env:NAME or file:PATH; None when the variable or file is not there."""
+    kind, _, target = reference.partition(":")
+    if kind == "env":
+        return os.environ.get(target)
+    path = root / target
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise TelemetryError(f"{target}: cannot be read: {error.strerror}") from None
+
+
+def is_enabled(value: bool | str, root: Path) -> bool:
+    """Whether a destination's `enabled` holds: true, or a reference to 1, true, yes or on."""
+    if isinstance(value, bool):
+        return value
+    return (resolve(value, root) or "").lower() in ("1", "true", "yes", "on")
+
+
+def resolve_endpoint(value: str, root: Path, default: str) -> str:
+    """An endpoint given as an address or as env:NAME; the default when that is unset."""
+    if _REFERENCE.fullmatch(value):
+        return resolve(value, root) or default
+    return value
+
+
+def as_policy(config: Config) -> dict[str, Any]:
+    """What of the config changes the outcome of ingest, for the contract's hash."""
+    return {
+        "consent": config.consent.model_dump(),
+        "retention": config.retention.model_dump(),
+        "timezone": config.reporting.timezone,
+    }
