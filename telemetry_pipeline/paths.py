@@ -16,6 +16,11 @@ class Project:
     root: Path
     data_dir: Path
 
+    def resolve(self, path: str) -> Path:
+        """A path of telemetry.yaml: .data/… lies in the data folder, the rest in the root."""
+        first, _, rest = path.partition("/")
+        return self.data_dir / rest if first == ".data" else self.root / path
+
     @property
     def config_file(self) -> Path:
         return self.root / CONFIG_FILE

@@ -1,0 +1,114 @@
+"""Compiles the catalogue into the SQL fragments that ingest/statements/stage.sql is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from telemetry_pipeline.catalog.model import Attribute, Catalog, Column
+
+#: An id that was hashed at the edge: `e<edge key id>_` and a SHA-256 in lower-case hex.
+EDGE_ID_PATTERN = "^e[a-z0-9]{1,16}_[0-9a-f]{64}$"
+
+_KINDS = {"string": 1, "int": 2, "double": 3, "boolean": 4}
+_INT64 = 9_223_372_036_854_775_807
+
+
+def catalog_fragments(catalog: Catalog) -> dict[str, str]:
+    """Placeholder name -> SQL text. Attribute and pair ids count from 1; 0 means unknown."""
+    ids = {attribute.key: index for index, attribute in enumerate(catalog.attributes, start=1)}
+    pairs = [
+        (f"{event.name}\n{item.attribute.key}", ids[item.attribute.key], item.required)
+        for event in catalog.events
+        for item in event.attributes
+    ]
+    required = [
+        [item.attribute.key for item in event.attributes if item.required]
+        for event in catalog.events
+    ]
+    attributes = catalog.attributes
+    return {
+        "pairs": string_array(pair for pair, _, _ in pairs),
+        "pair_ids": _number_array(range(1, len(pairs) + 1)),
+        "pair_attributes": _number_array(attribute for _, attribute, _ in pairs),
+        "pair_required": _number_array(int(needed) for _, _, needed in pairs),
+        "attribute_keys": string_array(item.key for item in attributes),
+        "attribute_kinds": _number_array(_KINDS[item.type] for item in attributes),
+        "attribute_payload_keys": string_array(item.payload_key or "" for item in attributes),
+        "attribute_max_lengths": _number_array(item.max_length for item in attributes),
+        "attribute_minimums": _number_array(_bound(item.minimum, -_INT64) for item in attributes),
+        "attribute_maximums": _number_array(_bound(item.maximum, _INT64) for item in attributes),
+        "event_names": string_array(event.name for event in catalog.events),
+        "event_required_counts": _number_array(len(keys) for keys in required),
+        "event_required_keys": string_array(",".join(keys) for keys in required),
+        "event_schema_versions": string_array(event.schema_version for event in catalog.events),
+        "unchecked_attributes": _id_set(
+            ids[item.key] for item in attributes if item.pii != "none" or item.column == "consent"
+        ),
+        "enum_check": _enum_check(attributes, ids),
+        "pattern_check": _pattern_check(attributes, ids),
+        "org_key": _first_present(catalog, "org_id_hash"),
+        "user_key": _first_present(catalog, "anonymous_user_id"),
+        "session_key": _first_present(catalog, "session_id"),
+        "route_key": _first_present(catalog, "route_pattern"),
+        "consent_key": _first_present(catalog, "consent"),
+        "event_id_key": _first_present(catalog, "event_id"),
+        "schema_version_key": _first_present(catalog, "schema_version"),
+        "edge_id_pattern": quote(EDGE_ID_PATTERN),
+    }
+
+
+def quote(text: str) -> str:
+    """A ClickHouse string literal."""
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n")
+    return f"'{escaped}'"
+
+
+def string_array(values: Iterable[str]) -> str:
+    return "[" + ", ".join(quote(value) for value in values) + "]"
+
+
+def _number_array(values: Iterable[float]) -> str:
+    return "[" + ", ".join(str(value) for value in values) + "]"
+
+
+def _id_set(values: Iterable[int]) -> str:
+    return "(" + ", ".join(str(value) for value in (*values, -1)) + ")"
+
+
+def _bound(limit: float | None, otherwise: int) -> float:
+    return otherwise if limit is None else limit
+
+
+def _enum_check(attributes: tuple[Attribute, ...], ids: dict[str, int]) -> str:
+    enums = [item for item in attributes if item.members and item.column is None]
+    if not enums:
+        return "1"
+    members = [f"{ids[item.key]}={member}" for item in enums for member in item.members]
+    listed = ", ".join(quote(member) for member in members)
+    return (
+        f"id NOT IN {_id_set(ids[item.key] for item in enums)} "
+        f"OR concat(toString(id), '=', text) IN ({listed})"
+    )
+
+
+def _pattern_check(attributes: tuple[Attribute, ...], ids: dict[str, int]) -> str:
+    by_pattern: dict[str, list[int]] = {}
+    for item in attributes:
+        if item.pattern is not None:
+            by_pattern.setdefault(item.pattern, []).append(ids[item.key])
+    if not by_pattern:
+        return "1"
+    branches = "".join(
+        f"id IN {_id_set(used_by)}, match(text, {quote(f'^(?:{pattern})$')}), "
+        for pattern, used_by in by_pattern.items()
+    )
+    return f"multiIf({branches}1)"
+
+
+def _first_present(catalog: Catalog, column: Column) -> str:
+    """The key of the first attribute for `column` that a record carries, or ''."""
+    keys = [attribute.key for attribute in catalog.for_column(column)]
+    if not keys:
+        return "''"
+    branches = "".join(f"has(keys, {quote(key)}), {quote(key)}, " for key in keys)
+    return f"multiIf({branches}'')"

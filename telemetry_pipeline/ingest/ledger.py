@@ -1,0 +1,236 @@
+"""The ingest ledger: who owns a slice, what it left behind, and what came of it.
+
+The state table stands in ARCHITECTURE.md. Nothing here trusts a deduplication token: it only
+keeps simultaneous claims apart; ownership and recovery are decided by reading back and counting.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+from clickhouse_connect.driver.client import Client
+
+from telemetry_pipeline.sources.base import Loss, Position, Slice, SliceData
+
+#: A claim's insert must have begun within this time of the claim.
+DEADLINE_SECONDS = 30
+#: The longest one insert may run.
+INSERT_SECONDS = 60
+#: What clocks of a cluster may differ by.
+CLOCK_MARGIN_SECONDS = 5
+
+
+@dataclass(frozen=True)
+class Claim:
+    """An owned slice: the only holder of (slice, attempt) until deadline_ms (warehouse clock)."""
+
+    slice: Slice
+    attempt: int
+    slice_time_ms: int
+    deadline_ms: int
+
+
+@dataclass(frozen=True)
+class OpenClaim:
+    """A slice whose owner has not written a result (yet)."""
+
+    slice: Slice
+    attempt: int
+    bytes_sha256: str
+    tail_sha256: str
+    may_be_taken_over: bool
+
+
+@dataclass(frozen=True)
+class Landed:
+    """What a batch left in the warehouse, counted. Unit: log records."""
+
+    events: int
+    dead_letters: int
+    received: int
+    accepted: int
+    duplicates: int
+    rejected: Mapping[str, int]
+    dropped: Mapping[str, int]
+    unknown_attributes: int
+    attempts: int
+
+    @property
+    def is_whole(self) -> bool:
+        """Every target holds what one attempt counted. The counts are one block: all or nothing."""
+        return (
+            self.attempts == 1
+            and self.events == self.accepted
+            and self.dead_letters == sum(self.rejected.values())
+        )
+
+    @property
+    def is_empty(self) -> bool:
+        return self.attempts == 0 and self.events == 0 and self.dead_letters == 0
+
+
+@dataclass(frozen=True)
+class ClaimTerms:
+    """What changes a slice's outcome, recorded with its claim."""
+
+    run_id: str
+    contract_hash: str
+    statement_hash: str
+    pseudonym_key_id: str
+
+
+class Ledger:
+    """Reads and writes the ledger tables over one client. All times are the warehouse's."""
+
+    def __init__(self, client: Client, source: str) -> None:
+        self._client = client
+        self._source = source
+
+    def positions(self) -> dict[tuple[str, int], Position]:
+        rows = self._rows("positions.sql", {"source": self._source})
+        return {(row["partition"], row["epoch"]): Position(row["end"], row["tail_sha256"]) for row in rows}
+
+    def open_claims(self) -> list[OpenClaim]:
+        grace = INSERT_SECONDS + CLOCK_MARGIN_SECONDS
+        rows = self._rows("open_claims.sql", {"source": self._source, "grace_seconds": grace})
+        return [
+            OpenClaim(
+                slice=Slice(
+                    self._source,
+                    row["partition"],
+                    row["epoch"],
+                    row["start_offset"],
+                    row["end_offset"],
+                ),
+                attempt=row["attempt"],
+                bytes_sha256=row["bytes_sha256"],
+                tail_sha256=row["tail_sha256"],
+                may_be_taken_over=bool(row["may_be_taken_over"]),
+            )
+            for row in rows
+        ]
+
+    def claim(self, cut: SliceData, attempt: int, terms: ClaimTerms) -> Claim | None:
+        """Try to own (slice, attempt); None when another writer does."""
+        key = {
+            "source": cut.slice.source,
+            "partition": cut.slice.partition,
+            "epoch": cut.slice.epoch,
+            "start_offset": cut.slice.start,
+            "attempt": attempt,
+        }
+        claim_id = uuid.uuid4()
+        self._insert(
+            "claim.sql",
+            key
+            | vars(terms)
+            | {
+                "end_offset": cut.slice.end,
+                "batch_id": cut.slice.batch_id,
+                "claim_id": str(claim_id),
+                "deadline_seconds": DEADLINE_SECONDS,
+                "bytes_sha256": cut.sha256,
+                "tail_sha256": cut.tail_sha256,
+            },
+            token=json.dumps(["claim", *key.values()]),
+        )
+        (owner,) = self._rows("owner.sql", key)
+        if uuid.UUID(str(owner["claim_id"])) != claim_id:
+            return None
+        return Claim(cut.slice, attempt, owner["slice_time_ms"], owner["deadline_ms"])
+
+    def landed(self, batch_id: int) -> Landed:
+        (row,) = self._rows("landed.sql", {"batch_id": batch_id})
+        return Landed(**row)
+
+    def touch(self, wanted: Slice, attempt: int, kind: str, timezone: str) -> None:
+        """Note the days of a batch as settled (checked) or deleting (rows are about to go)."""
+        self._insert(
+            "settle_touches.sql",
+            {
+                "batch_id": wanted.batch_id,
+                "attempt": attempt,
+                "kind": kind,
+                "timezone": timezone,
+            },
+            token=json.dumps(["touch", kind, wanted.batch_id, attempt]),
+        )
+
+    def finish(self, wanted: Slice, attempt: int, landed: Landed) -> None:
+        """Write the result of a checked batch."""
+        self._insert(
+            "result.sql",
+            {
+                "source": wanted.source,
+                "partition": wanted.partition,
+                "epoch": wanted.epoch,
+                "start_offset": wanted.start,
+                "end_offset": wanted.end,
+                "attempt": attempt,
+                "batch_id": wanted.batch_id,
+                "received": landed.received,
+                "accepted": landed.accepted,
+                "duplicates": landed.duplicates,
+                "rejected_reasons": list(landed.rejected),
+                "rejected_records": list(landed.rejected.values()),
+                "dropped_reasons": list(landed.dropped),
+                "dropped_records": list(landed.dropped.values()),
+                "unknown_attributes": landed.unknown_attributes,
+            },
+            token=json.dumps(["result", wanted.batch_id, attempt]),
+        )
+
+    def remove(self, batch_id: int) -> None:
+        """Delete what a torn insert left behind, in every target. Batch ids are not secret."""
+        for table in (
+            "raw.product_telemetry_events_storage",
+            "raw.dead_letters",
+            "ops.slice_counts",
+        ):
+            self._client.command(
+                f"DELETE FROM {table} WHERE batch_id = {batch_id:d}",
+                settings={"lightweight_deletes_sync": 2},
+            )
+
+    def record_loss(self, loss: Loss) -> None:
+        wanted = loss.slice
+        self._client.command(
+            "INSERT INTO ops.source_losses SELECT {source:String}, {partition:String}, "
+            "{epoch:UInt32}, {start:UInt64}, {end:UInt64}, {reason:String}, now64(6, 'UTC')",
+            parameters=vars(wanted) | {"reason": loss.reason},
+            settings={
+                "insert_deduplication_token": json.dumps(
+                    ["loss", *vars(wanted).values(), loss.reason]
+                )
+            },
+        )
+
+    def kill(self, query_id: str) -> None:
+        """End a query of a worker that may still be alive."""
+        self._client.command(
+            "KILL QUERY WHERE query_id = {query_id:String} SYNC", parameters={"query_id": query_id}
+        )
+
+    def _rows(self, statement: str, parameters: dict[str, Any]) -> list[dict[str, Any]]:
+        return list(self._client.query(read_statement(statement), parameters).named_results())
+
+    def _insert(self, statement: str, parameters: dict[str, Any], token: str) -> None:
+        self._client.command(
+            read_statement(statement), parameters, settings={"insert_deduplication_token": token}
+        )
+
+
+def query_id_of(batch_id: int, attempt: int) -> str:
+    """The query id under which an attempt lands its rows: known to whoever must kill it."""
+    return f"land-{batch_id}-{attempt}"
+
+
+def read_statement(name: str) -> str:
+    """The text of one of the .sql files beside this module."""
+    file = resources.files("telemetry_pipeline.ingest") / "statements" / name
+    return file.read_text(encoding="utf-8")

@@ -1,0 +1,61 @@
+"""Puts a loader together from the project's policy and keys, and runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+
+from telemetry_pipeline.catalog.publish import check_reporting, publish_policy
+from telemetry_pipeline.catalog.reader import read_catalog
+from telemetry_pipeline.config import Config, load_config
+from telemetry_pipeline.errors import PolicyError
+from telemetry_pipeline.identity.keys import read_key
+from telemetry_pipeline.ingest.loader import IngestReport, Loader, LoaderKeys, new_session_id
+from telemetry_pipeline.ingest.statements import compile_contract
+from telemetry_pipeline.paths import Project
+from telemetry_pipeline.sources.base import Source
+from telemetry_pipeline.sources.otel_file import OtelFileSource
+from telemetry_pipeline.warehouse.client import connect
+
+#: A run hands back to the sensor after this much, so that marts follow during a backlog.
+MAX_RUN_BYTES = 4 * 1024**3
+
+
+def build_source(project: Project, config: Config, name: str) -> Source:
+    """The source `name` of telemetry.yaml."""
+    settings = config.sources.get(name)
+    if settings is None:
+        known = ", ".join(config.sources)
+        raise PolicyError(project.config_file, None, "sources", f"no source {name} ({known})")
+    return OtelFileSource(name, project.resolve(settings.path))
+
+
+def ingest(
+    project: Project,
+    source_name: str,
+    run_id: str,
+    *,
+    max_bytes: int = MAX_RUN_BYTES,
+    on_slice: Callable[[IngestReport], None] | None = None,
+) -> IngestReport:
+    """Land everything the source has, exactly once. Raises TelemetryError with one clear line."""
+    config = load_config(project.config_file)
+    catalog = read_catalog(project.catalog_dir)
+    check_reporting(project, config, catalog)
+    source = build_source(project, config, source_name)
+    keys = LoaderKeys(
+        pseudonym=read_key("pseudonym", project.keys_dir),
+        event=read_key("event", project.keys_dir),
+        dead_letter=read_key("dead_letter", project.keys_dir),
+    )
+    with closing(connect(project, session_id=new_session_id(), log_comment=run_id)) as client:
+        publish_policy(client, config, catalog)
+        loader = Loader(
+            client=client,
+            source=source,
+            contract=compile_contract(catalog, config),
+            keys=keys,
+            run_id=run_id,
+            timezone=config.reporting.timezone,
+        )
+        return loader.run(max_bytes=max_bytes, on_slice=on_slice)
