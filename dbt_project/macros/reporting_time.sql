@@ -1,0 +1,24 @@
+{# Days and weeks as every model means them. The engine wants the time zone as a constant. #}
+
+{% macro reporting_day(occurred_at) -%}
+    toDate({{ occurred_at }}, '{{ var("reporting_timezone", "UTC") }}')
+{%- endmacro %}
+
+{% macro reporting_today() -%}
+    toDate(now(), '{{ var("reporting_timezone", "UTC") }}')
+{%- endmacro %}
+
+{# The Monday of an ISO week; toStartOfWeek alone would start on Sunday. #}
+{% macro iso_week(day) -%}
+    toStartOfWeek({{ day }}, 1)
+{%- endmacro %}
+
+{# What the reference questions are asked about, as whole days: the last 30 and what there is of today. #}
+{% macro in_reference_window(day) -%}
+    {{ day }} >= {{ reporting_today() }} - 30
+{%- endmacro %}
+
+{# Whether a period is over, given the first day after it. #}
+{% macro is_over(first_day_after) -%}
+    toBool({{ first_day_after }} <= {{ reporting_today() }})
+{%- endmacro %}

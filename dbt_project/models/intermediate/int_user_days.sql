@@ -1,0 +1,41 @@
+-- One row per organisation (NULL: none was given), user and reporting day with at least one event.
+{{ config(order_by=['org_id_hash', 'day', 'anonymous_user_id']) }}
+
+-- depends_on: {{ ref('int_day_versions') }}
+with
+
+events as (
+    select * from {{ source('raw', 'product_telemetry_events') }}
+),
+
+event_classes as (
+    select * from {{ ref('stg_event_classes') }}
+),
+
+feature_events as (
+    select * from {{ ref('stg_feature_events') }}
+),
+
+-- At most one row per event name, so that the join below repeats no event.
+features_of_event as (
+    select
+        event_name,
+        groupUniqArray(feature) as features
+    from feature_events
+    group by event_name
+)
+
+select
+    events.org_id_hash as org_id_hash,
+    assumeNotNull(events.anonymous_user_id) as anonymous_user_id,
+    {{ reporting_day('events.occurred_at') }} as day,
+    count() as events,
+    countIf(event_classes.event_class = 'business') as business_events,
+    countIf(event_classes.event_class = 'technical') as technical_events,
+    toBool(business_events > 0) as is_business_active,
+    arraySort(groupUniqArrayArray(features_of_event.features)) as features_used
+from events
+left join event_classes on events.name = event_classes.event_name
+left join features_of_event on events.name = features_of_event.event_name
+where events.anonymous_user_id is not null
+group by org_id_hash, anonymous_user_id, day

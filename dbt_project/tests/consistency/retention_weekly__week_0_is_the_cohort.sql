@@ -1,0 +1,4 @@
+-- Week 0 is the week of the start event, which is the return event: everybody is back.
+select *
+from {{ ref('retention_weekly') }}
+where (week_number = 0 and returned_users != cohort_users) or returned_users > cohort_users
