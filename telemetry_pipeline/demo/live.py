@@ -27,7 +27,6 @@ from telemetry_pipeline.demo.sink import FileSink
 from telemetry_pipeline.demo.wire import EdgeIds, deliver
 
 _VISITORS = 12  # how many people are in the product at a time
-_FLUSH_SECONDS = 1.0
 
 
 def emit_live(
@@ -47,25 +46,26 @@ def emit_live(
     """Emit events that occur now until `stop()` is true; returns how many (all acceptable).
 
     The people are those of emit() with the same seed, users and organisations. About once a
-    second what happened since is written as one line to the same sink, which must have no other
-    writer. `stop` is asked before each second.
+    second (or with every event, if they are rarer) what happened since is appended to the sink
+    as one line; the sink must have no other writer. `stop` is asked before each event.
     """
     crowd = _Crowd(seed, users, organisations, clock())
     edge_ids = EdgeIds(edge_key_id, edge_key)
+    events_a_line = max(1, round(events_per_second))
     emitted = 0
-    owed = 0.0
     with FileSink(sink_dir, rotate_megabytes) as sink:
         telemetry = Telemetry(lambda line: sink.write(line, clock()))
-        while not stop():
-            owed += events_per_second * _FLUSH_SECONDS
-            for _ in range(int(owed)):
+        try:
+            while not stop():
                 now_ms = int(clock().timestamp() * 1000)
                 occurrence = crowd.next_event(now_ms)
-                telemetry.emit(deliver(occurrence, edge_ids, now_ms * 1_000_000))
+                telemetry.emit(deliver(occurrence, edge_ids, occurrence.time_ns))
                 emitted += 1
-            owed -= int(owed)
+                if emitted % events_a_line == 0:
+                    telemetry.flush()
+                sleep(1 / events_per_second)
+        finally:
             telemetry.flush()
-            sleep(_FLUSH_SECONDS)
     return emitted
 
 
