@@ -44,9 +44,14 @@ def _check_system_tables(
     statement: Statement, database: str | None, parameters: Mapping[str, str]
 ) -> None:
     names = set(names_in(statement.sql))
-    for value in parameters.values():
-        # A parameter can stand for a table's name.
-        names.update(re.findall(r"\w+", value.lower()))
+    if "identifier" in names:
+        # A parameter can stand for a table's name, and then may hide it behind an escape.
+        if any("\\" in value for value in parameters.values()):
+            raise access_denied("telemetry_reader: escapes in names are not allowed.")
+        for value in parameters.values():
+            names.update(re.findall(r"\w+", value.lower()))
+    if statement.words[0] == "SET" and any(name.startswith("param_") for name in names):
+        raise access_denied("telemetry_reader: send parameters with the query, not with SET.")
     in_system = "system" in names or database == "system"
     if (in_system and names & _SYSTEM_TABLES) or "processlist" in names:
         raise access_denied("telemetry_reader: the statements of other users are not readable.")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from concurrent.futures import Executor
 from pathlib import Path
 from types import TracebackType
-from typing import Final
+from typing import IO, Final, Self
+
+from starlette.types import Message, Receive
 
 from telemetry_pipeline.warehouse.embedded import sql_head
 from telemetry_pipeline.warehouse.embedded.compression import Decoder
@@ -17,6 +19,8 @@ from telemetry_pipeline.warehouse.embedded.errors import QueryError, syntax_erro
 
 # Bytes moved to a worker thread at once, for unpacking and writing.
 _BATCH: Final = 1024 * 1024
+# Less than this is handled where it is: handing it to a thread would take longer.
+_SMALL: Final = 64 * 1024
 # A statement without data is held in memory; a server's default limit is 256 KiB.
 MAX_SQL_BYTES: Final = 16 * 1024 * 1024
 
@@ -58,7 +62,7 @@ class Body:
         return b"".join(gathered)
 
     async def _unpack(self, packed: bytes) -> bytes:
-        if len(packed) < 64 * 1024:
+        if len(packed) < _SMALL:
             return self._decoder.feed(packed)
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._executor, self._decoder.feed, packed)
@@ -122,8 +126,8 @@ class Spool:
             with os.fdopen(descriptor, "wb", buffering=0) as file:
                 batch = first
                 while batch or (batch := await body.next_batch()):
-                    if len(batch) < 64 * 1024:
-                        file.write(batch)
+                    if len(batch) < _SMALL:
+                        _write_all(file, batch)
                     else:
                         await loop.run_in_executor(executor, _write_all, file, batch)
                     batch = b""
@@ -136,7 +140,7 @@ class Spool:
         """Remove the file."""
         self.path.unlink(missing_ok=True)
 
-    def __enter__(self) -> Spool:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -148,20 +152,39 @@ class Spool:
         self.close()
 
 
-def _write_all(file: object, data: bytes) -> None:
+def _write_all(file: IO[bytes], data: bytes) -> None:
     view = memoryview(data)
     while view:
-        view = view[file.write(view) :]  # type: ignore[attr-defined]
+        view = view[file.write(view) :]
 
 
-async def chunks_of(receive: Callable[[], Awaitable[dict[str, object]]]) -> AsyncIterator[bytes]:
-    """The packed chunks of an ASGI request; raises `ClientGone` if it breaks off."""
-    more = True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientGone
-        more = bool(message.get("more_body"))
-        chunk = message.get("body")
-        if isinstance(chunk, bytes) and chunk:
-            yield chunk
+class Incoming:
+    """The ASGI messages of one request, remembering whether its body has ended."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._ended = False
+
+    async def receive(self) -> Message:
+        """The next message, for whoever reads the request."""
+        message = await self._receive()
+        if not message.get("more_body"):
+            self._ended = True
+        return message
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """What is left of the body, still packed; raises `ClientGone` if it breaks off."""
+        while not self._ended:
+            message = await self.receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            if chunk := message.get("body", b""):
+                yield chunk
+
+    async def drain(self, most_bytes: int) -> None:
+        """Take in what the client still sends, so that it reads the answer and not a reset."""
+        size = 0
+        async for chunk in self.chunks():
+            size += len(chunk)
+            if size > most_bytes:
+                return

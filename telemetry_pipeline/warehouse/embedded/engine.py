@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from telemetry_pipeline.warehouse.embedded.engine_config import (
     READER_ROLE,
@@ -43,6 +43,10 @@ STREAMABLE_FORMATS: Final = frozenset(
         "rowbinary",
     )
 )
+
+# chDB sets these itself, over the users file, for use from a command line: `1 + 1` is no query on
+# a server, and a body read by mmap would count as this process's memory.
+_AS_ON_A_SERVER: Final = {"implicit_select": "0", "storage_file_read_method": "pread"}
 
 
 @dataclass
@@ -93,7 +97,7 @@ class Engine:
         """A connection of its own: settings and temporary tables are seen by nobody else."""
         raw = self._module.connect(_connection_string(self._layout))
         connection = Connection(raw)
-        connection.execute(b"SET implicit_select = 0")
+        connection.set(_AS_ON_A_SERVER)
         if read_only:
             connection.execute(b"SET ROLE " + READER_ROLE.encode())
             connection.execute(b"SET readonly = 2")
@@ -124,7 +128,7 @@ class Connection:
     def __init__(self, raw: Any) -> None:
         self._raw = raw
 
-    def __enter__(self) -> Connection:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -147,6 +151,15 @@ class Connection:
         """Set settings for all that follows on this connection."""
         if settings:
             self.execute(set_statement(settings))
+
+    def use(self, database: str) -> None:
+        """Make a database the current one."""
+        escaped = database.encode().replace(b"\\", b"\\\\").replace(b"`", b"\\`")
+        self.execute(b"USE `" + escaped + b"`")
+
+    def current_database(self) -> str:
+        """The name of the current database."""
+        return bytes.fromhex(self.execute(b"SELECT hex(currentDatabase())").decode()).decode()
 
     def query(
         self, sql: bytes, output_format: str, parameters: Mapping[str, str], stats: Statistics

@@ -85,8 +85,6 @@ def default_settings(limits: EngineLimits) -> Mapping[str, str]:
         # No query text, and so no parameter, goes to a log table on disk.
         "log_queries": "0",
         "max_memory_usage": str(limits.query_bytes),
-        # chDB's own default executes `1 + 1` as a query; a server refuses it.
-        "implicit_select": "0",
         "allow_introspection_functions": "0",
     }
 

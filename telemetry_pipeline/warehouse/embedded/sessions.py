@@ -9,48 +9,65 @@ from contextlib import asynccontextmanager
 
 from telemetry_pipeline.warehouse.embedded.engine import Connection
 from telemetry_pipeline.warehouse.embedded.errors import QueryError
-from telemetry_pipeline.warehouse.embedded.options import SessionRequest, set_statement
+from telemetry_pipeline.warehouse.embedded.options import SessionRequest
 from telemetry_pipeline.warehouse.embedded.sql_head import quote
 
 _MAX_SESSIONS = 1000
 
 
 class Session:
-    """One connection, used by one request at a time."""
+    """One connection, used by one request at a time.
+
+    On a server the settings and the database of a request's URL end with the request. Here they
+    stay on the connection until the next request wants others, and are undone then: clients
+    mostly send the same ones with every request. All methods block: call them in a worker thread.
+    """
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self.lock = asyncio.Lock()
         self.users = 0
         self.expires_at = 0.0
-        self._overlay: dict[str, str] = {}
-        self._originals: dict[str, str | None] = {}
+        self._settings: dict[str, str] = {}
+        self._original_settings: dict[str, str | None] = {}
+        self._database: str | None = None
+        self._original_database = ""
 
-    def put_on(self, settings: Mapping[str, str]) -> None:
-        """Apply a request's own settings, undoing those of the request before.
-
-        On a server such settings end with their request; here they stay on the connection until
-        the next request wants others. Blocking: call it in a worker thread.
-        """
-        if dict(settings) == self._overlay:
-            return
-        self.take_off()
-        if not settings:
-            return
-        self._originals = self._current(settings)
-        self._overlay = dict(settings)
-        self.connection.set(settings)
+    def put_on(self, settings: Mapping[str, str], database: str | None) -> None:
+        """Apply what a request's URL asks for, undoing what the request before asked for."""
+        if database != self._database:
+            self._take_off_database()
+            if database is not None:
+                self._original_database = self.connection.current_database()
+                self.connection.use(database)
+                self._database = database
+        if dict(settings) != self._settings:
+            self._take_off_settings()
+            if settings:
+                self._original_settings = self._current(settings)
+                self._settings = dict(settings)
+                self.connection.set(settings)
 
     def take_off(self) -> None:
-        """Undo what `put_on` set. Blocking."""
-        for name, original in self._originals.items():
+        """Undo what `put_on` did, so that SET and USE change the session itself."""
+        self._take_off_database()
+        self._take_off_settings()
+
+    def _take_off_database(self) -> None:
+        if self._database is not None:
+            self._database = None
+            self.connection.use(self._original_database)
+
+    def _take_off_settings(self) -> None:
+        originals, self._original_settings, self._settings = self._original_settings, {}, {}
+        for name, original in originals.items():
             if original is None:
                 self.connection.execute(b"SET " + name.encode() + b" = DEFAULT")
             else:
-                self.connection.execute(set_statement({name: original}))
-        self._originals, self._overlay = {}, {}
+                self.connection.set({name: original})
 
     def _current(self, names: Mapping[str, str]) -> dict[str, str | None]:
+        """The changed value of each known setting, None for one at its default."""
         listed = b", ".join(quote(name) for name in names)
         rows = self.connection.execute(
             b"SELECT name, changed, hex(value) FROM system.settings WHERE name IN (" + listed + b")"
@@ -59,8 +76,7 @@ class Session:
         for line in rows.decode().splitlines():
             name, changed, value = line.split("\t")
             found[name] = bytes.fromhex(value).decode() if changed == "1" else None
-        # Aliases are not listed; the default is the best that is known of them.
-        return {name: found.get(name) for name in names}
+        return found
 
 
 class SessionStore:
@@ -82,6 +98,9 @@ class SessionStore:
         session = self._sessions.get(key)
         if session is None:
             session = await self._open(key, request, open_connection)
+        if request.close_after:
+            # Now and not at the end: the client's next request can come before that.
+            self._sessions.pop(key, None)
         session.users += 1
         try:
             async with session.lock:
@@ -89,8 +108,8 @@ class SessionStore:
         finally:
             session.users -= 1
             session.expires_at = time.monotonic() + request.timeout_seconds
-            if request.close_after and session.users == 0:
-                self._drop(key)
+            if session.users == 0 and self._sessions.get(key) is not session:
+                session.connection.close()
 
     async def _open(
         self,

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from itertools import pairwise
 from typing import Final
 
 from telemetry_pipeline.warehouse.embedded.errors import QueryError, bad_argument, syntax_error
@@ -166,7 +167,7 @@ class _Reader:
 
 def _statement(reader: _Reader) -> Statement:
     first = reader.at(0)
-    if first is None:
+    if first is None or first.is_symbol(";"):
         raise syntax_error("Empty query")
     insert_at = _place_of_insert(reader)
     if insert_at is not None:
@@ -423,13 +424,13 @@ def _output_format(reader: _Reader) -> str | None:
 
 
 def _refuse_several(every: Sequence[Token]) -> None:
-    for token, following in zip(every, every[1:], strict=False):
+    for token, following in pairwise(every):
         if token.is_symbol(";") and not following.is_symbol(";"):
             raise syntax_error("Multi-statements are not allowed")
 
 
 def _refuse_client_files(every: Sequence[Token]) -> None:
-    for token, following in zip(every, every[1:], strict=False):
+    for token, following in pairwise(every):
         if token.is_word("INTO") and following.is_word("OUTFILE"):
             raise _client_file("INTO OUTFILE")
         if token.is_word("FROM") and following.is_word("INFILE"):
