@@ -361,15 +361,17 @@ def _half_a_line(rng: Random, donor: Delivery) -> bytes:
 
 
 def _not_json(rng: Random, donor: Delivery) -> bytes:
+    """Another program's output in the same file; no two lines are alike."""
+    number = str(rng.getrandbits(48)).encode()
     return rng.choice(
         (
-            b"panic: runtime error: index out of range [3] with length 3",
-            b"{'resourceLogs': []}",
-            b'{"resourceLogs":[]}}',
-            b"\xff\xfe\x80 not even text",
-            b"<html><body>502 Bad Gateway</body></html>",
+            b"panic: runtime error, goroutine %s [running]",
+            b"{'resourceLogs': [], 'batch': %s}",
+            b'{"resourceLogs":[],"batch":%s}}',
+            b"\xff\xfe\x80 not even text: %s",
+            b"<html><body>502 Bad Gateway (request %s)</body></html>",
         )
-    )
+    ) % (number,)
 
 
 def _another_signal(rng: Random, donor: Delivery) -> bytes:

@@ -56,6 +56,8 @@ REJECTED_IDS = frozenset(
     }
 )
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 
 
@@ -125,10 +127,8 @@ def to_wire(event: OutgoingEvent, settings: AmplitudeSettings) -> WireEvent | Re
         body["user_id"] = event.user_id
     if event.organisation_id is not None:
         body["groups"] = {settings.group_type: event.organisation_id}
-    encoded = json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode(
-        # A lone surrogate is valid in JSON's escapes and in no UTF-8.
-        errors="replace"
-    )
+    # A lone surrogate is valid in JSON's escapes and in no UTF-8.
+    encoded = _ENCODER.encode(body).encode(errors="replace")
     if len(encoded) + _overhead(settings) > settings.bytes_per_request:
         return Refusal("rejected:event_too_large")
     return WireEvent(event.insert_id, event.device_id, event.user_id, encoded)

@@ -100,8 +100,8 @@ class Pacer:
     def shrink(self, events: Sequence[WireEvent]) -> None:
         """Keep requests to half the size of one that was too large."""
         self._max_events = max(1, min(self._max_events, len(events) // 2))
-        size = self._overhead + sum(len(event.body) + 1 for event in events)
-        self._max_bytes = max(self._overhead + 1, min(self._max_bytes, size // 2))
+        size = sum(len(event.body) + 1 for event in events)
+        self._max_bytes = min(self._max_bytes, self._overhead + (size + 1) // 2)
 
     def sent(self, events: Sequence[WireEvent], at: float) -> None:
         """Count a request whose answer came at this time against its subjects."""

@@ -37,6 +37,10 @@ ONE_BLOCK = {
     "deduplicate_blocks_in_dependent_materialized_views": 1,
 }
 
+#: Evaluating branches only where they are needed made the lambdas 25 times slower (0.23 s against
+#: 5.9 s for 8,500 records): masks materialise the catalogue's constant arrays for every row.
+STAGING = ONE_BLOCK | {"short_circuit_function_evaluation": "disable"}
+
 
 class IngestError(TelemetryError):
     """A slice did not land as it was received. Its claim stays open and is taken over later."""
@@ -162,7 +166,7 @@ class Loader:
             self.client.raw_insert(
                 table="",
                 insert_block=_body(self.contract.stage_sql(claim.slice_time_ms), cut.data),
-                settings=ONE_BLOCK | {"max_execution_time": INSERT_SECONDS},
+                settings=STAGING | {"max_execution_time": INSERT_SECONDS},
             )
             yield int(self.client.command("SELECT count() FROM stage"))  # type: ignore[arg-type]
         finally:

@@ -2,124 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
-from uuid import UUID, uuid4
 
-import clickhouse_connect
 import pytest
-from clickhouse_connect.driver.client import Client
+from exporting import API_KEY, Receiver, Warehouse, connect
 
+from telemetry_pipeline.demo.amplitude_server import Faults, ServerSettings, running
 from telemetry_pipeline.warehouse.client import Address, parse_url
 from telemetry_pipeline.warehouse.embedded import read_endpoint, read_users
 from telemetry_pipeline.warehouse.migrate import migrate
-
-EMPTIED = (
-    "raw.product_telemetry_events_storage",
-    "ops.slice_results",
-    "ops.touches",
-    "ops.slice_counts",
-    "ops.export_outbox",
-    "ops.export_marks",
-    "privacy.destination_ids",
-    "privacy.consent_withdrawals",
-    "privacy.erasure_tombstones",
-)
-NOON = datetime.now(UTC).replace(hour=12, minute=0, second=0, microsecond=0) - timedelta(days=2)
-
-
-@dataclass(frozen=True)
-class Event:
-    """An accepted event as ingest would land it; 0 is an absent subject."""
-
-    name: str = "change_request.created"
-    user: int = 0
-    organisation: int = 0
-    session: int = 0
-    route_pattern: str = ""
-    payload: dict[str, object] = field(default_factory=dict)
-    occurred_at: datetime = NOON
-    event_id: UUID = field(default_factory=uuid4)
-
-
-class Warehouse:
-    """The engine, with what ingest does to it."""
-
-    def __init__(self, client: Client) -> None:
-        self.client = client
-
-    def land(self, events: Sequence[Event], *, batch_id: int = 1, settle: bool = True) -> None:
-        """Insert accepted events as one batch through the landing table, and end the batch."""
-        now = datetime.now(UTC)
-        columns = (
-            *("batch_id", "attempt", "source_name", "source_partition", "source_position"),
-            *("verdict", "org_id_hash", "event_id", "name", "schema_version", "session_id"),
-            *("anonymous_user_id", "route_pattern", "payload_json", "occurred_at"),
-            *("reporting_day", "ingested_at", "source", "pseudonym_key_id", "precedence"),
-        )
-        rows = [
-            [
-                *(batch_id, 1, "app_events", "events.jsonl", position, "accepted"),
-                *(event.organisation, event.event_id, event.name, "2026-05-telemetry-v1"),
-                *(event.session, event.user, event.route_pattern, json.dumps(event.payload)),
-                *(event.occurred_at, event.occurred_at.date(), now, "app", "k1"),
-                2**64 - 1 - batch_id,
-            ]
-            for position, event in enumerate(events)
-        ]
-        self.client.insert("raw.landing", rows, column_names=columns)
-        if settle:
-            self.settle(batch_id, len(events))
-
-    def settle(self, batch_id: int, accepted: int) -> None:
-        """Write the batch's result: from here on it may be exported."""
-        self.client.insert(
-            "ops.slice_results",
-            [["app_events", "events.jsonl", 1, batch_id, batch_id + 1, 1, batch_id, accepted,
-              accepted, 0, {}, {}, 0, datetime.now(UTC)]],
-        )  # fmt: skip
-
-    def touch(self, day: datetime, *, batch_id: int) -> None:
-        """What a heal of the batch leaves behind."""
-        self.client.insert("ops.touches", [[day.date(), batch_id, 2, "settled", datetime.now(UTC)]])
-
-    def withdraw(self, kind: str, subject: int) -> None:
-        self.client.insert(
-            "privacy.consent_withdrawals", [[kind, subject, datetime.now(UTC), "test"]]
-        )
-
-    def erase(self, kind: str, subject: int) -> None:
-        self.client.insert("privacy.erasure_tombstones", [[kind, subject, 1, datetime.now(UTC)]])
-
-    def states(self) -> dict[str, int]:
-        """Outbox states to numbers of events."""
-        rows = self.client.query(
-            "SELECT toString(state), count() FROM ops.export_outbox FINAL GROUP BY state"
-        ).result_rows
-        return dict(rows)
-
-    def rows(self, sql: str) -> list[tuple[object, ...]]:
-        return [tuple(row) for row in self.client.query(sql).result_rows]
-
-
-def connect(address: Address) -> Client:
-    return clickhouse_connect.get_client(
-        interface=address.scheme,
-        host=address.host,
-        port=address.port,
-        username=address.user,
-        password=address.password,
-        autogenerate_session_id=False,
-        settings={"async_insert": 0},
-    )
 
 
 @pytest.fixture(scope="session")
@@ -156,10 +54,28 @@ def migrated(warehouse_address: Address) -> Address:
 def warehouse(migrated: Address) -> Iterator[Warehouse]:
     """A migrated warehouse without events."""
     with connect(migrated) as client:
-        for table in EMPTIED:
-            client.command(f"TRUNCATE TABLE {table}")
-        yield Warehouse(client)
+        warehouse = Warehouse(client)
+        warehouse.empty()
+        yield warehouse
 
 
-def with_user(events: Sequence[Event], user: int) -> list[Event]:
-    return [replace(event, user=user) for event in events]
+@pytest.fixture
+def amplitude_server(tmp_path: Path) -> Callable[..., AbstractContextManager[Receiver]]:
+    """Starts a local Amplitude server; other keyword arguments than these two are of Faults."""
+
+    @contextmanager
+    def start(
+        *, events_per_second: int | None = None, throttle_window: float = 1.0, **faults: object
+    ) -> Iterator[Receiver]:
+        settings = ServerSettings(
+            state_dir=tmp_path / "amplitude",
+            api_key=API_KEY,
+            events_per_second=events_per_second,
+            throttle_window=throttle_window,
+            faults=Faults(**faults),  # type: ignore[arg-type]
+        )
+        with running(settings) as url:
+            with closing(Receiver(url)) as receiver:
+                yield receiver
+
+    return start

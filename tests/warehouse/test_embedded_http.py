@@ -7,6 +7,7 @@ import json
 import socket
 import threading
 import time
+import zlib
 from base64 import b64encode
 from concurrent.futures import ThreadPoolExecutor
 
@@ -117,6 +118,13 @@ class TestQueries:
         answer = http.get("/", params={"query": "CREATE TABLE by_get (n UInt8) ENGINE = Memory"})
         assert "(READONLY)" in answer.text
         assert server.sql("EXISTS by_get") == "0"
+
+    @pytest.mark.parametrize("readonly", ["1", "2"])
+    def test_only_read_if_the_client_asks_for_that(self, http: httpx.Client, readonly: str) -> None:
+        parameters = {"readonly": readonly, "max_threads": "2"}
+        assert http.post("/", params=parameters, content="SELECT 1").text == "1\n"
+        sql = "CREATE TABLE by_readonly (n UInt8) ENGINE = Memory"
+        assert "(READONLY)" in http.post("/", params=parameters, content=sql).text
 
     def test_of_more_than_one_statement_are_refused(self, http: httpx.Client) -> None:
         answer = http.post("/", content="SELECT 1; SELECT 2")
@@ -246,7 +254,7 @@ class TestCompressedAnswers:
             "gzip": gzip.decompress,
             "zstd": lambda data: zstandard.ZstdDecompressor().decompressobj().decompress(data),
             "lz4": lz4.frame.decompress,
-            "deflate": __import__("zlib").decompress,
+            "deflate": zlib.decompress,
         }
         assert unpack[encoding](packed).count(b"\n") == rows
 

@@ -157,6 +157,31 @@ class TestASecondStart:
         assert said.count("\n") == 1
         assert "'*'" in said
 
+    def test_on_a_database_another_program_has_open_says_so(self, tmp_path: Path) -> None:
+        (tmp_path / "data").mkdir()
+        program = (
+            "import chdb, sys\n"
+            f"session = chdb.session.Session({str(tmp_path / 'data' / 'database')!r})\n"
+            "session.query('SELECT 1')\n"
+            "print('open', flush=True)\n"
+            "sys.stdin.read()"
+        )
+        other = subprocess.Popen(
+            [sys.executable, "-c", f"import chdb.session\n{program}"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            assert other.stdout is not None
+            assert other.stdout.readline() == "open\n"
+            said = failed_start(tmp_path / "data")
+        finally:
+            other.kill()
+            other.communicate()
+        assert said.count("\n") == 1
+        assert str(tmp_path / "data" / "database") in said
+
     def test_raises_its_own_error_in_a_program(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
         with pytest.raises(EmbeddedWarehouseError):

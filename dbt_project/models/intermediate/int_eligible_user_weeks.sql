@@ -4,13 +4,26 @@
 
 with
 
+business_days as (
+    select * from {{ ref('int_user_days') }}
+    where is_business_active and org_id_hash is not null
+),
+
+feature_organisation_days as (
+    select * from {{ ref('int_feature_organisation_days') }}
+),
+
+feature_user_days as (
+    select * from {{ ref('int_feature_user_days') }}
+    where org_id_hash is not null
+),
+
 active_weeks as (
     select distinct
         assumeNotNull(org_id_hash) as org_id_hash,
         anonymous_user_id,
         {{ iso_week('day') }} as week
-    from {{ ref('int_user_days') }}
-    where is_business_active and org_id_hash is not null
+    from business_days
 ),
 
 enabled_weeks as (
@@ -18,7 +31,7 @@ enabled_weeks as (
         org_id_hash,
         feature,
         {{ iso_week('day') }} as week
-    from {{ ref('int_feature_organisation_days') }}
+    from feature_organisation_days
 ),
 
 used_weeks as (
@@ -28,8 +41,7 @@ used_weeks as (
         feature,
         {{ iso_week('day') }} as week,
         arraySort(groupUniqArray(day)) as used_days
-    from {{ ref('int_feature_user_days') }}
-    where org_id_hash is not null
+    from feature_user_days
     group by org_id_hash, anonymous_user_id, feature, week
 )
 

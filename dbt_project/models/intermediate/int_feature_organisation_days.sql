@@ -15,6 +15,16 @@ feature_events as (
     select * from {{ ref('stg_feature_events') }}
 ),
 
+feature_user_days as (
+    select * from {{ ref('int_feature_user_days') }}
+    where org_id_hash is not null
+),
+
+user_days as (
+    select * from {{ ref('int_user_days') }}
+    where org_id_hash is not null
+),
+
 flags as (
     select groupUniqArray((toString(feature), toString(flag_key))) as flags from feature_events
     where flag_key != ''
@@ -36,8 +46,7 @@ used_days as (
         org_id_hash,
         toString(feature) as feature,
         day
-    from {{ ref('int_feature_user_days') }}
-    where org_id_hash is not null
+    from feature_user_days
 ),
 
 features_without_flag as (
@@ -50,9 +59,8 @@ always_enabled_days as (
         user_days.org_id_hash as org_id_hash,
         features_without_flag.feature as feature,
         user_days.day as day
-    from {{ ref('int_user_days') }} as user_days
+    from user_days
     cross join features_without_flag
-    where user_days.org_id_hash is not null
 ),
 
 enabled_days as (

@@ -6,6 +6,7 @@ with
 
 events as (
     select * from {{ source('raw', 'product_telemetry_events') }}
+    where anonymous_user_id is not null
 ),
 
 feature_events as (
@@ -20,5 +21,4 @@ select
     count() as events
 from events
 inner join feature_events on events.name = feature_events.event_name
-where events.anonymous_user_id is not null
 group by org_id_hash, anonymous_user_id, feature, day

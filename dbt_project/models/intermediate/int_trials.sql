@@ -4,13 +4,26 @@
 -- depends_on: {{ ref('int_day_versions') }}
 with
 
+trial_starts as (
+    select * from {{ ref('stg_trial_started') }}
+    where org_id_hash is not null
+),
+
+subscription_starts as (
+    select * from {{ ref('stg_subscription_started') }}
+    where org_id_hash is not null
+),
+
+feature_user_days as (
+    select * from {{ ref('int_feature_user_days') }}
+),
+
 trials as (
     select
         assumeNotNull(org_id_hash) as org_id_hash,
         min(occurred_at) as started_at,
         argMin(trial_days, (occurred_at, event_id)) as trial_days
-    from {{ ref('stg_trial_started') }}
-    where org_id_hash is not null
+    from trial_starts
     group by org_id_hash
 ),
 
@@ -18,8 +31,7 @@ subscriptions as (
     select
         assumeNotNull(org_id_hash) as org_id_hash,
         occurred_at
-    from {{ ref('stg_subscription_started') }}
-    where org_id_hash is not null
+    from subscription_starts
 ),
 
 -- A subscription from before the trial is another story.
@@ -47,13 +59,13 @@ trials_with_days as (
 
 -- Use that could have led to the conversion: during the trial, and not after it was bought.
 use_in_trial as (
-    select distinct used.org_id_hash as org_id_hash
-    from {{ ref('int_feature_user_days') }} as used
-    inner join trials_with_days on used.org_id_hash = trials_with_days.org_id_hash
+    select distinct feature_user_days.org_id_hash as org_id_hash
+    from feature_user_days
+    inner join trials_with_days on feature_user_days.org_id_hash = trials_with_days.org_id_hash
     where
-        used.day >= trials_with_days.started_day
-        and used.day < trials_with_days.trial_end_day
-        and (not trials_with_days.is_converted or used.day <= trials_with_days.converted_day)
+        feature_user_days.day >= trials_with_days.started_day
+        and feature_user_days.day < trials_with_days.trial_end_day
+        and (not trials_with_days.is_converted or feature_user_days.day <= trials_with_days.converted_day)
 )
 
 select

@@ -6,6 +6,7 @@ with
 
 events as (
     select * from {{ source('raw', 'product_telemetry_events') }}
+    where anonymous_user_id is not null
 ),
 
 event_classes as (
@@ -37,5 +38,4 @@ select
 from events
 left join event_classes on events.name = event_classes.event_name
 left join features_of_event on events.name = features_of_event.event_name
-where events.anonymous_user_id is not null
 group by org_id_hash, anonymous_user_id, day

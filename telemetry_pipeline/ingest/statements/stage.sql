@@ -283,7 +283,8 @@ SELECT
                         ),
                         '}'
                     ),
-                    keys, kinds, texts
+                    if(kept AND reason != '', keys, []), if(kept AND reason != '', kinds, []),
+                    if(kept AND reason != '', texts, [])
                 ),
                 ','
             ),

@@ -15,7 +15,9 @@ from telemetry_pipeline.warehouse.embedded.errors import QueryError, access_deni
 from telemetry_pipeline.warehouse.embedded.lexer import Kind, tokens
 from telemetry_pipeline.warehouse.embedded.sql_head import Statement, names_in, table_functions_in
 
-_STATEMENTS: Final = frozenset("SELECT WITH SHOW DESCRIBE DESC EXISTS EXPLAIN SET USE".split())
+_STATEMENTS: Final = frozenset(
+    ("SELECT", "WITH", "SHOW", "DESCRIBE", "DESC", "EXISTS", "EXPLAIN", "SET", "USE")
+)
 _FUNCTIONS: Final = frozenset(
     ("file", "python", "merge", "input", "executable", "catboostevaluate")
 )

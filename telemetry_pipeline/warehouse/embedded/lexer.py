@@ -128,12 +128,10 @@ def _end_of_quoted(text: bytes, position: int) -> int:
     cursor = position + 1
     while match := stop.search(text, cursor):
         cursor = match.end()
-        if match.group() == b"\\":
-            cursor += 1
-        elif text[cursor : cursor + 1] == quote:
-            cursor += 1
-        else:
+        escapes_next = match.group() == b"\\"
+        if not escapes_next and text[cursor : cursor + 1] != quote:
             return cursor
+        cursor += 1
     raise Unfinished
 
 

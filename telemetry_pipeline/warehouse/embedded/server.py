@@ -50,6 +50,7 @@ def run(
     layout = Layout(data_dir)
     lock = _own(layout)
     try:
+        _clear_leftovers(layout)
         with _listening(host, port) as listener:
             users = ensure_users(data_dir)
             engine = Engine.start(layout, EngineLimits.from_total(max_memory_bytes))
@@ -67,21 +68,29 @@ def run(
 
 
 def _own(layout: Layout) -> OwnerLock:
-    """Make the folders, take the lock, and clear what a killed server left behind."""
+    """Make the folder and take its lock."""
     try:
         layout.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         layout.data_dir.chmod(0o700)
-        lock = OwnerLock.acquire(layout.data_dir)
+        return OwnerLock.acquire(layout.data_dir)
+    except OSError as error:
+        raise _unusable(layout, error) from None
+
+
+def _clear_leftovers(layout: Layout) -> None:
+    """Remove what a killed server left behind."""
+    try:
         layout.spool.mkdir(mode=0o700, exist_ok=True)
         for leftover in layout.spool.iterdir():
             leftover.unlink()
         remove_endpoint(layout.data_dir)
     except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise EmbeddedWarehouseError(
-            f"the data folder {layout.data_dir} cannot be used: {reason}"
-        ) from None
-    return lock
+        raise _unusable(layout, error) from None
+
+
+def _unusable(layout: Layout, error: OSError) -> EmbeddedWarehouseError:
+    reason = error.strerror or type(error).__name__
+    return EmbeddedWarehouseError(f"the data folder {layout.data_dir} cannot be used: {reason}")
 
 
 @contextlib.contextmanager

@@ -363,12 +363,61 @@ def _is_input_call(reader: _Reader, index: int) -> bool:
 
 # After these words a name follows, so that FORMAT there is a column and not the clause.
 _EXPECTS_EXPRESSION: Final = frozenset(
-    "SELECT DISTINCT ALL FROM JOIN ON USING WHERE PREWHERE HAVING QUALIFY BY AND OR NOT IN LIKE ILIKE "
-    "BETWEEN AS WHEN THEN ELSE CASE IS LIMIT OFFSET WITH UNION EXCEPT INTERSECT ANY".split()
+    (
+        "SELECT",
+        "DISTINCT",
+        "ALL",
+        "FROM",
+        "JOIN",
+        "ON",
+        "USING",
+        "WHERE",
+        "PREWHERE",
+        "HAVING",
+        "QUALIFY",
+        "BY",
+        "AND",
+        "OR",
+        "NOT",
+        "IN",
+        "LIKE",
+        "ILIKE",
+        "BETWEEN",
+        "AS",
+        "WHEN",
+        "THEN",
+        "ELSE",
+        "CASE",
+        "IS",
+        "LIMIT",
+        "OFFSET",
+        "WITH",
+        "UNION",
+        "EXCEPT",
+        "INTERSECT",
+        "ANY",
+    )
 )
 # A column called format, without AS, is followed by one of these rather than by a format's name.
 _NOT_A_FORMAT: Final = frozenset(
-    "FROM AS WHERE PREWHERE GROUP ORDER HAVING LIMIT UNION JOIN SETTINGS AND OR IN IS FORMAT".split()
+    (
+        "FROM",
+        "AS",
+        "WHERE",
+        "PREWHERE",
+        "GROUP",
+        "ORDER",
+        "HAVING",
+        "LIMIT",
+        "UNION",
+        "JOIN",
+        "SETTINGS",
+        "AND",
+        "OR",
+        "IN",
+        "IS",
+        "FORMAT",
+    )
 )
 
 

@@ -22,7 +22,9 @@ CREATE TABLE IF NOT EXISTS raw.product_telemetry_events_storage
     source_position UInt64 CODEC(T64, ZSTD(1)),
     pseudonym_key_id LowCardinality(String),
     claimed_occurred_at DateTime64(3, 'UTC') CODEC(T64, ZSTD(1)),
-    precedence UInt64 CODEC(ZSTD(1))
+    precedence UInt64 CODEC(ZSTD(1)),
+    -- Ingest counts and heals by batch; a batch stands in few granules until parts merge.
+    INDEX by_batch batch_id TYPE bloom_filter(0.01) GRANULARITY 4
 )
 ENGINE = ReplacingMergeTree(precedence)
 PARTITION BY toMonday(occurred_at)

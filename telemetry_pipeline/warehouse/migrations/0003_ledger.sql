@@ -81,13 +81,14 @@ ORDER BY (source, partition, epoch, start_offset, reason)
 SETTINGS non_replicated_deduplication_window = 10000;
 
 -- Append-only log of what may have changed a day (in the reporting time zone). A day's version is
--- (count, xor of hashes) over its rows.
+-- (count, xor of hashes) over its rows. records: events of the batch on that day when it landed.
 CREATE TABLE IF NOT EXISTS ops.touches
 (
     day Date,
     batch_id UInt64,
     attempt UInt16,
     kind Enum8('landed' = 1, 'settled' = 2, 'deleting' = 3),
+    records UInt64,
     touched_at DateTime64(3, 'UTC')
 )
 ENGINE = MergeTree

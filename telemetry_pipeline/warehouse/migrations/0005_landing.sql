@@ -57,7 +57,7 @@ FROM raw.landing
 GROUP BY batch_id, attempt, verdict, reason;
 
 CREATE MATERIALIZED VIEW IF NOT EXISTS raw.landing_to_touches TO ops.touches AS
-SELECT reporting_day AS day, batch_id, attempt, 'landed' AS kind, max(landing.ingested_at) AS touched_at
+SELECT reporting_day AS day, batch_id, attempt, 'landed' AS kind, count() AS records, max(landing.ingested_at) AS touched_at
 FROM raw.landing
 WHERE verdict = 'accepted'
 GROUP BY day, batch_id, attempt;

@@ -1,0 +1,11 @@
+-- An event without a class would silently count as technical.
+{{ config(
+    meta={
+        'description': 'Every event name in the raw view is catalogued.',
+        'dagster': {'ref': {'name': 'stg_event_classes'}},
+    }
+) }}
+
+select distinct name
+from {{ source('raw', 'product_telemetry_events') }}
+where name not in (select event_name from {{ ref('stg_event_classes') }})

@@ -1,0 +1,4 @@
+-- What was read from a slice is accepted, a duplicate, rejected or dropped, and nothing is both.
+select *
+from {{ ref('stg_slice_results') }}
+where received != accepted + duplicates + rejected + dropped

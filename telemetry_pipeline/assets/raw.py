@@ -1,0 +1,151 @@
+"""The raw assets: events landed from every source, and what was rejected on the way."""
+
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from datetime import timedelta
+from typing import Any
+
+import dagster as dg
+from clickhouse_connect.driver.client import Client
+
+from telemetry_pipeline.config import load_config
+from telemetry_pipeline.ingest.loader import IngestReport
+from telemetry_pipeline.ingest.run import ingest
+from telemetry_pipeline.paths import find_project
+from telemetry_pipeline.warehouse.client import connect
+
+EVENTS = dg.AssetKey(["raw", "product_telemetry_events"])
+DEAD_LETTERS = dg.AssetKey(["raw", "dead_letters"])
+
+OWNERS = ["team:telemetry-platform"]
+
+#: Bookkeeping that the same run writes and the models read.
+BOOKKEEPING = {
+    "slice_results": "The end of every slice: received, accepted, duplicates, rejected, dropped.",
+    "touches": "Append-only log of what may have changed a day; its hash is the day's version.",
+    "catalog_events": "The events of the catalogue with their class, as rows for the models.",
+    "reporting_config": "Features of telemetry.yaml as rows, so that a change needs no new manifest.",
+}
+
+
+class IngestConfig(dg.Config):
+    """Which source to read; the sensors name one, a run by hand reads all."""
+
+    source: str = ""
+
+
+@dg.multi_asset(
+    name="ingest",
+    specs=[
+        dg.AssetSpec(
+            EVENTS,
+            group_name="raw",
+            description=(
+                "Every accepted event exactly once, pseudonymised, for 180 days. The view over "
+                "the storage table that all models and the reference queries read."
+            ),
+            owners=OWNERS,
+            kinds={"clickhouse", "otel"},
+            freshness_policy=dg.FreshnessPolicy.time_window(fail_window=timedelta(days=1)),
+            metadata={"dagster/table_name": "raw.product_telemetry_events"},
+        ),
+        dg.AssetSpec(
+            DEAD_LETTERS,
+            group_name="raw",
+            description=(
+                "What could not be accepted, each record with its reason, encrypted, for 14 days."
+            ),
+            owners=OWNERS,
+            kinds={"clickhouse"},
+            metadata={"dagster/table_name": "raw.dead_letters"},
+        ),
+        *(
+            dg.AssetSpec(
+                ["ops", table],
+                group_name="raw",
+                description=description,
+                owners=OWNERS,
+                kinds={"clickhouse"},
+                metadata={"dagster/table_name": f"ops.{table}"},
+            )
+            for table, description in BOOKKEEPING.items()
+        ),
+    ],
+)
+def ingest_events(
+    context: dg.AssetExecutionContext, config: IngestConfig
+) -> Iterator[dg.MaterializeResult]:
+    """Lands what the sources have; the ledger decides what is new, not this run."""
+    project = find_project()
+    sources = [config.source] if config.source else list(load_config(project.config_file).sources)
+    total = IngestReport()
+    for source in sources:
+        report = ingest(project, source, context.run_id, on_slice=_progress(context, source))
+        _add(total, report)
+    with closing(connect(project)) as client:
+        shapes = {
+            table: _shape(client, table)
+            for table in (
+                "raw.product_telemetry_events",
+                "raw.dead_letters",
+                *(f"ops.{table}" for table in BOOKKEEPING),
+            )
+        }
+    yield dg.MaterializeResult(
+        asset_key=EVENTS,
+        metadata={
+            **shapes["raw.product_telemetry_events"],
+            "received": total.received,
+            "accepted": total.accepted,
+            "duplicates": total.duplicates,
+            "rejected": sum(total.rejected.values()),
+            "dropped": dg.MetadataValue.json(total.dropped),
+            "unknown_attributes": total.unknown_attributes,
+            "slices": total.slices,
+            "slices_recovered": total.recovered,
+            "slices_lost": total.lost_slices,
+            "bytes": total.bytes,
+            "bytes_waiting": total.waiting_bytes,
+        },
+    )
+    yield dg.MaterializeResult(
+        asset_key=DEAD_LETTERS,
+        metadata={
+            **shapes["raw.dead_letters"],
+            "rejected": dg.MetadataValue.json(total.rejected),
+        },
+    )
+    for table in BOOKKEEPING:
+        yield dg.MaterializeResult(asset_key=["ops", table], metadata=shapes[f"ops.{table}"])
+
+
+def _progress(context: dg.AssetExecutionContext, source: str) -> Callable[[IngestReport], None]:
+    def report_slice(report: IngestReport) -> None:
+        context.log.info(
+            f"{source}: slice {report.slices}, {report.received:,} records, "
+            f"{report.bytes / 1e6:,.0f} MB so far"
+        )
+
+    return report_slice
+
+
+def _add(total: IngestReport, report: IngestReport) -> None:
+    for name, value in vars(report).items():
+        held = getattr(total, name)
+        if isinstance(value, dict):
+            for reason, records in value.items():
+                held[reason] = held.get(reason, 0) + records
+        else:
+            setattr(total, name, held + value)
+
+
+def _shape(client: Client, table: str) -> dict[str, Any]:
+    """Row count and column schema of one of our own tables or views, as Dagster shows them."""
+    columns = client.query(f"DESCRIBE TABLE {table}").result_rows
+    (rows,) = client.query(f"SELECT count() FROM {table}").first_row
+    return {
+        "dagster/row_count": rows,
+        "dagster/column_schema": dg.TableSchema(
+            [dg.TableColumn(name=column[0], type=column[1]) for column in columns]
+        ),
+    }

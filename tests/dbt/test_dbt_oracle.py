@@ -1,0 +1,73 @@
+"""The main metrics equal an independent, slow computation on a random history, in two time zones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from zoneinfo import ZoneInfo
+
+import pytest
+from clickhouse_connect.driver.client import Client
+from conftest import Dbt
+from history import FEATURES, event_classes, load, random_history
+from oracle import Oracle, Row
+
+
+@pytest.fixture(scope="module", params=["UTC", "Pacific/Auckland"])
+def oracle(request: pytest.FixtureRequest, client: Client, dbt: Dbt) -> Iterator[Oracle]:
+    """An oracle whose history is loaded and built in its time zone."""
+    time_zone: str = request.param
+    history = random_history(2, last_day=datetime.now(UTC).date(), days=75)
+    load(client, history)
+    dbt.succeed("run", "--vars", f"{{reporting_timezone: {time_zone}}}")
+    yield Oracle(
+        history,
+        event_classes(),
+        FEATURES,
+        time_zone=time_zone,
+        today=datetime.now(ZoneInfo(time_zone)).date(),
+    )
+
+
+def read_mart(client: Client, mart: str, grain: tuple[str, ...]) -> dict[tuple, Row]:
+    """The mart's rows by organisation (None for all) and the rest of its grain."""
+    result = client.query(f"SELECT * FROM marts.{mart}")
+    rows: dict[tuple, Row] = {}
+    for values in result.result_rows:
+        row = dict(zip(result.column_names, values, strict=True))
+        assert (row.pop("scope") == "all") == (row["org_id_hash"] is None)
+        rows[row.pop("org_id_hash"), *(row.pop(column) for column in grain)] = row
+    assert len(rows) == len(result.result_rows)
+    return rows
+
+
+def assert_equal(actual: dict[tuple, Row], expected: dict[tuple, Row]) -> None:
+    assert actual.keys() == expected.keys()
+    different = {
+        key: (actual[key], expected[key])
+        for key in expected
+        if actual[key] != pytest.approx(expected[key], rel=1e-12)
+    }
+    assert not different, f"{len(different)} rows differ, such as {next(iter(different.items()))}"
+
+
+def test_daily_active_users(oracle: Oracle, client: Client) -> None:
+    assert_equal(read_mart(client, "daily_active_users", ("day",)), oracle.daily_active_users())
+
+
+def test_feature_adoption(oracle: Oracle, client: Client) -> None:
+    assert_equal(
+        read_mart(client, "feature_adoption", ("feature", "week")), oracle.feature_adoption()
+    )
+
+
+def test_feature_retention_weekly(oracle: Oracle, client: Client) -> None:
+    grain = ("feature", "retention_kind", "cohort_week", "week_number")
+    assert_equal(
+        read_mart(client, "feature_retention_weekly", grain), oracle.feature_retention_weekly()
+    )
+
+
+def test_retention_weekly(oracle: Oracle, client: Client) -> None:
+    grain = ("activity", "retention_kind", "cohort_week", "week_number")
+    assert_equal(read_mart(client, "retention_weekly", grain), oracle.retention_weekly())
