@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -131,6 +130,7 @@ def outcomes(
         capture_output=True,
         text=True,
         timeout=300,
+        check=False,
     )
     assert "OUTCOMES" in done.stdout, done.stdout + done.stderr
     listed = json.loads(done.stdout.split("OUTCOMES")[1])

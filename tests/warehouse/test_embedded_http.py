@@ -312,8 +312,7 @@ class TestErrors:
             pytest.raises(httpx.RemoteProtocolError),
             http.stream("POST", "/", content=sql) as answer,
         ):
-            for piece in answer.iter_bytes():
-                received.append(piece)
+            received.extend(answer.iter_bytes())
         tag = answer.headers["X-ClickHouse-Exception-Tag"]
         tail = b"".join(received)[-2000:].decode()
         assert f"__exception__\r\n{tag}\r\nCode: 395. DB::Exception: " in tail

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import gzip
-import io
-import os
 import threading
-import time
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor

@@ -89,7 +89,9 @@ class TestEndpointFile:
             "from telemetry_pipeline.warehouse.embedded import read_endpoint, read_users\n"
             "print(sorted({'chdb', 'starlette', 'uvicorn', 'lz4'} & set(sys.modules)))"
         )
-        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, check=False
+        )
         assert done.stdout.strip() == "[]", done.stderr
 
 
@@ -179,8 +181,10 @@ class TestASecondStart:
         finally:
             other.kill()
             other.communicate()
-        assert said.count("\n") == 1
-        assert str(tmp_path / "data" / "database") in said
+        # The engine may print a line of its own before ours.
+        line = said.splitlines()[-1]
+        assert line.startswith(f"error: the database in {tmp_path / 'data' / 'database'} cannot")
+        assert "Traceback" not in said
 
     def test_raises_its_own_error_in_a_program(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()

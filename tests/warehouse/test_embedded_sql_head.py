@@ -248,7 +248,7 @@ class TestStatements:
 
 class TestLexing:
     def test_knows_the_kinds_of_tokens(self) -> None:
-        text = "a1 \"b\"\"c\" `d` 'e\\'f' 1e5 $t$ ' $t$ ( /* ' */ -- \"\n x".encode()
+        text = b"a1 \"b\"\"c\" `d` 'e\\'f' 1e5 $t$ ' $t$ ( /* ' */ -- \"\n x"
         found = [(token.kind, token.value) for token in tokens(text, complete=True)]
         assert found == [
             (Kind.WORD, "A1"),
@@ -262,7 +262,7 @@ class TestLexing:
         ]
 
     @pytest.mark.parametrize(
-        "noise", [b"'" + b"\\a" * 1_000_000, b"(" * 1_000_000, b"/*" * 1_000_000, b"$" * 1_000_000]
+        "noise", [b"'" + b"\\a" * 200_000, b"(" * 200_000, b"/*" * 200_000, b"$" * 200_000]
     )
     def test_takes_time_in_proportion_to_the_text(self, noise: bytes) -> None:
         started = time.process_time()

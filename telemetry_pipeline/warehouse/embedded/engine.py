@@ -89,7 +89,8 @@ class Engine:
         except RuntimeError as error:
             reason = from_engine(str(error)).message.splitlines()[0]
             raise EmbeddedWarehouseError(
-                f"the database in {layout.database} cannot be opened: {reason}"
+                f"the database in {layout.database} cannot be opened, perhaps because another "
+                f"program has it open: {reason}"
             ) from None
         return cls(module, layout, keeper)
 
