@@ -98,10 +98,13 @@ class Pacer:
         self._not_before = max(self._not_before, until)
 
     def shrink(self, events: Sequence[WireEvent]) -> None:
-        """Keep requests to half the size of one that was too large."""
-        self._max_events = max(1, min(self._max_events, len(events) // 2))
-        size = sum(len(event.body) + 1 for event in events)
-        self._max_bytes = min(self._max_bytes, self._overhead + (size + 1) // 2)
+        """Keep requests to the size of the larger half of one that was too large."""
+        half = (len(events) + 1) // 2
+        sizes = [len(event.body) + 1 for event in events]
+        self._max_events = min(self._max_events, half)
+        self._max_bytes = min(
+            self._max_bytes, self._overhead + max(sum(sizes[:half]), sum(sizes[half:]))
+        )
 
     def sent(self, events: Sequence[WireEvent], at: float) -> None:
         """Count a request whose answer came at this time against its subjects."""

@@ -74,8 +74,7 @@ def amplitude_server(tmp_path: Path) -> Callable[..., AbstractContextManager[Rec
             throttle_window=throttle_window,
             faults=Faults(**faults),  # type: ignore[arg-type]
         )
-        with running(settings) as url:
-            with closing(Receiver(url)) as receiver:
-                yield receiver
+        with running(settings) as url, closing(Receiver(url)) as receiver:
+            yield receiver
 
     return start

@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from uuid import UUID, uuid4
 
 import clickhouse_connect
 import httpx
-import pytest
 from clickhouse_connect.driver.client import Client
 
-from telemetry_pipeline.demo.amplitude_server import API_PATH, Faults, ServerSettings, running
+from telemetry_pipeline.demo.amplitude_server import (
+    API_PATH,
+)
 from telemetry_pipeline.destinations.amplitude import Amplitude, AmplitudeSettings
 from telemetry_pipeline.destinations.base import Destination
-from telemetry_pipeline.destinations.export import ExportPolicy, ExportReport, export_once
-from telemetry_pipeline.warehouse.client import Address, parse_url
-from telemetry_pipeline.warehouse.embedded import read_endpoint, read_users
-from telemetry_pipeline.warehouse.migrate import migrate
+from telemetry_pipeline.destinations.export import (
+    ExportPolicy,
+    ExportReport,
+    export_once,
+)
+from telemetry_pipeline.warehouse.client import Address
 
 EMPTIED = (
     "raw.product_telemetry_events_storage",
@@ -129,7 +125,7 @@ class Warehouse:
         rows = self.client.query(
             "SELECT toString(state), count() FROM ops.export_outbox FINAL GROUP BY state"
         ).result_rows
-        return dict(rows)
+        return {row[0]: row[1] for row in rows}
 
     def rows(self, sql: str) -> list[tuple[object, ...]]:
         return [tuple(row) for row in self.client.query(sql).result_rows]

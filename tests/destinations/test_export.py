@@ -66,9 +66,8 @@ def test_an_event_arrives_once_with_random_ids_and_native_types(
         "route_pattern": "/projects/:projectId",
         "schema_version": "2026-05-telemetry-v1",
     }
-    ids = dict(
-        warehouse.rows("SELECT toString(subject_kind), destination_id FROM privacy.destination_ids")
-    )
+    minted = "SELECT toString(subject_kind), destination_id FROM privacy.destination_ids"
+    ids = {row[0]: row[1] for row in warehouse.rows(minted)}
     assert stored["user_id"] == stored["device_id"] == ids["user"]
     assert stored["groups"] == {"organisation": ids["organisation"]}
 
@@ -384,9 +383,11 @@ def test_no_pseudonym_event_id_or_batch_id_leaves_and_no_log_shows_an_id_or_the_
     ]
     warehouse.land([*events, Event()], batch_id=batch_id)
     caplog.set_level(logging.DEBUG)
-    with recording() as (endpoint, requests):
-        with Amplitude(AmplitudeSettings(endpoint=endpoint, api_key=API_KEY)) as amplitude:
-            export_through(warehouse, amplitude)
+    with (
+        recording() as (endpoint, requests),
+        Amplitude(AmplitudeSettings(endpoint=endpoint, api_key=API_KEY)) as amplitude,
+    ):
+        export_through(warehouse, amplitude)
     left = b"".join(requests).decode().lower()
     assert json.loads(requests[0][requests[0].index(b'{"api_key') :])["api_key"] == API_KEY
     secrets = [batch_id]

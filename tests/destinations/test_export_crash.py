@@ -84,8 +84,7 @@ def test_killed_again_and_again_at_random_with_a_server_that_fails(
         for _ in range(4):
             before = receiver.summary()["requests"]
             process = start_export(migrated, receiver, "")
-            wanted = before + dice.randint(1, 12)
-            _wait_until(lambda n=wanted: receiver.summary()["requests"] >= n)
+            _wait_until_requests(receiver, before + dice.randint(1, 12))
             process.kill()
             process.wait(10)
         assert 0 < receiver.summary()["events"] < 600
@@ -93,6 +92,10 @@ def test_killed_again_and_again_at_random_with_a_server_that_fails(
         summary = receiver.summary()
     assert summary["events"] == summary["stored"] == 600
     assert warehouse.states() == {"accepted": 600}
+
+
+def _wait_until_requests(receiver: Receiver, requests: int) -> None:
+    _wait_until(lambda: receiver.summary()["requests"] >= requests)
 
 
 def _wait_until(holds: Callable[[], bool]) -> None:
