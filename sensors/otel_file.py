@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import closing
+from dataclasses import dataclass
 
 import dagster as dg
 
@@ -21,6 +22,7 @@ ACTIVE = [
     dg.DagsterRunStatus.STARTED,
     dg.DagsterRunStatus.CANCELING,
 ]
+FAILED = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
 FIRST_BACKOFF_SECONDS = 10
 LONGEST_BACKOFF_SECONDS = 300
 
@@ -45,9 +47,11 @@ def otel_file_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
             ledger = Ledger(client, name)
             waiting = build_source(project, config, name).waiting_bytes(ledger.positions())
             to_take_over = sum(left.may_be_taken_over for left in ledger.open_claims())
-            if not waiting and not to_take_over:
+            history = run_history(context.instance, name)
+            # A run that failed after its insert left the marts behind: it must run again, too.
+            if not waiting and not to_take_over and not history.failures:
                 reasons.append(f"{name}: nothing new")
-            elif (held_back := why_not_now(context.instance, name, time.time())) is not None:
+            elif (held_back := history.why_not_now(time.time())) is not None:
                 reasons.append(f"{name}: {held_back}")
             else:
                 requests.append(
@@ -60,19 +64,34 @@ def otel_file_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     return dg.SensorResult(run_requests=requests, skip_reason=skipped)
 
 
-def why_not_now(instance: dg.DagsterInstance, source: str, now: float) -> str | None:
-    """Why a source with news gets no run now: one is under way, or the last ones failed."""
-    runs = instance.get_run_records(dg.RunsFilter(tags={SOURCE_TAG: source}), limit=8)
-    if any(run.dagster_run.status in ACTIVE for run in runs):
-        return "a run is under way"
-    failures = 0
-    for run in runs:
-        if run.dagster_run.status is not dg.DagsterRunStatus.FAILURE:
-            break
-        failures += 1
-    if failures == 0:
-        return None
-    wait = min(LONGEST_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2 ** (failures - 1))
-    ended = runs[0].end_time or runs[0].update_timestamp.timestamp()
-    left = ended + wait - now
-    return f"the last {failures} run(s) failed; next try in {left:.0f} s" if left > 0 else None
+@dataclass(frozen=True)
+class RunHistory:
+    """The latest runs of one source: whether one is under way, and how many failed in a row.
+
+    `last_ended`: seconds since 1970.
+    """
+
+    is_active: bool
+    failures: int
+    last_ended: float
+
+    def why_not_now(self, now: float) -> str | None:
+        """Why a source with something to do gets no run now; None when it gets one."""
+        if self.is_active:
+            return "a run is under way"
+        if self.failures == 0:
+            return None
+        wait = min(LONGEST_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2 ** (self.failures - 1))
+        left = self.last_ended + wait - now
+        return f"the last {self.failures} failed; next try in {left:.0f} s" if left > 0 else None
+
+
+def run_history(instance: dg.DagsterInstance, source: str) -> RunHistory:
+    """Read the latest runs of `source` from Dagster."""
+    records = instance.get_run_records(dg.RunsFilter(tags={SOURCE_TAG: source}), limit=8)
+    statuses = [record.dagster_run.status for record in records]
+    failures = next(
+        (index for index, status in enumerate(statuses) if status not in FAILED), len(statuses)
+    )
+    ended = records[0].end_time or records[0].update_timestamp.timestamp() if records else 0.0
+    return RunHistory(any(status in ACTIVE for status in statuses), failures, ended)

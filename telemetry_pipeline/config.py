@@ -130,7 +130,7 @@ def _first_problem(document: YamlDocument, error: ValidationError) -> Exception:
 
 def _in_document(document: YamlDocument, part: str | int) -> bool:
     # Pydantic adds union branch names such as function-after[…] to the path.
-    return isinstance(part, int) or "[" not in part and part not in ("bool", "str")
+    return isinstance(part, int) or ("[" not in part and part not in ("bool", "str"))
 
 
 def resolve(reference: str, root: Path) -> str | None:

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
+import httpx
+
 from telemetry_pipeline.dbt_runtime import dbt_environment
 from telemetry_pipeline.errors import TelemetryError
 from telemetry_pipeline.identity.keys import create_missing_keys
@@ -130,7 +132,9 @@ def require_free_port(port: int, option: str) -> None:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
-                raise StackError(f"port {port}: {error.strerror}; choose another with {option}") from None
+                raise StackError(
+                    f"port {port}: {error.strerror}; choose another with {option}"
+                ) from None
             raise StackError(f"port {port} is in use; choose another with {option}") from None
 
 
@@ -162,6 +166,36 @@ def start_warehouse(stack: Stack) -> str:
     with contextlib.closing(connect(project)) as client:
         migrate(client)
     return shown
+
+
+def start_dagster(stack: Stack, port: int) -> None:
+    """Start Dagster's UI, daemon and code server, and wait until the UI answers."""
+    stack.start(
+        "dagster",
+        [executable("dagster"), "dev", "-w", "workspace.yaml", "-h", "127.0.0.1", "-p", str(port)],
+        # SIGINT is the signal that ends `dagster dev` in seconds; SIGTERM takes it long.
+        stop_signal=signal.SIGINT,
+        patience=15,
+    )
+    stack.wait_for("Dagster", lambda: answers(f"http://127.0.0.1:{port}/server_info"), 120)
+
+
+def start_dagster_daemon(stack: Stack) -> None:
+    """Start Dagster's daemon and code server without the UI."""
+    stack.start(
+        "dagster",
+        [executable("dagster-daemon"), "run", "-w", "workspace.yaml"],
+        stop_signal=signal.SIGINT,
+        patience=15,
+    )
+
+
+def answers(url: str) -> bool:
+    """Whether a local server answers 200."""
+    try:
+        return httpx.get(url, timeout=2, trust_env=False).status_code == 200
+    except httpx.HTTPError:
+        return False
 
 
 def dagster_environment(project: Project) -> dict[str, str]:

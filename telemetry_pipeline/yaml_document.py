@@ -61,10 +61,8 @@ def _build(file: Path, node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int]
     if isinstance(node, yaml.MappingNode):
         return _build_mapping(file, node, path, lines)
     if isinstance(node, yaml.SequenceNode):
-        return [
-            _build(file, item, (*path, index), lines) for index, item in enumerate(node.value)
-        ]
-    return yaml.SafeLoader("").construct_object(node)  # type: ignore[no-untyped-call]
+        return [_build(file, item, (*path, index), lines) for index, item in enumerate(node.value)]
+    return yaml.SafeLoader("").construct_object(node)
 
 
 def _build_mapping(

@@ -43,7 +43,9 @@ class ExportConfig(dg.Config):
     kinds={"amplitude"},
     freshness_policy=dg.FreshnessPolicy.time_window(fail_window=timedelta(days=1)),
 )
-def amplitude(context: dg.AssetExecutionContext, config: ExportConfig) -> dg.MaterializeResult:
+def amplitude(
+    context: dg.AssetExecutionContext, config: ExportConfig
+) -> dg.MaterializeResult[None]:
     """Sends what is due and records what came of it."""
     project = find_project()
     policy = load_config(project.config_file)
@@ -84,7 +86,7 @@ def amplitude(context: dg.AssetExecutionContext, config: ExportConfig) -> dg.Mat
 
 @dg.asset_check(
     asset=AMPLITUDE,
-    description="Nothing that is due waits: a run stopped early or the destination refuses to take it.",
+    description="Nothing that is due waits: no run stopped early, the destination takes what comes.",
 )
 def amplitude_is_up_to_date() -> dg.AssetCheckResult:
     """Passes when the outbox holds nothing unsent; a disabled destination owes nothing."""

@@ -58,7 +58,7 @@ class WarehouseDbt(DbtCliResource):
     def _cli_version(self) -> version.Version:
         return version.parse(get_installed_version().to_version_string(skip_matcher=True))
 
-    def _initialize_dbt_core_adapter(self, args: Any) -> Any:  # noqa: ARG002
+    def _initialize_dbt_core_adapter(self, args: Any) -> Any:
         return None
 
 
@@ -103,7 +103,7 @@ def build_dbt_assets(project: Project) -> tuple[dg.AssetsDefinition, WarehouseDb
                 yield _with_row_count(event, client, context)
 
     resource = WarehouseDbt(
-        project_dir=dbt_project,
+        project_dir=str(project.dbt_dir),
         dbt_executable=dbt_executable(),
         profiles_dir=str(project.dbt_dir),
     )
@@ -116,7 +116,8 @@ def _with_row_count(event: Any, client: Client, context: dg.AssetExecutionContex
         return event
     layer, model = context.asset_key_for_output(event.output_name).path
     counted = client.query(
-        "SELECT total_rows FROM system.tables WHERE database = {layer:String} AND name = {model:String}",
+        "SELECT total_rows FROM system.tables "
+        "WHERE database = {layer:String} AND name = {model:String}",
         {"layer": layer, "model": model},
     ).result_rows
     if not counted or counted[0][0] is None:

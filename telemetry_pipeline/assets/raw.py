@@ -24,7 +24,7 @@ BOOKKEEPING = {
     "slice_results": "The end of every slice: received, accepted, duplicates, rejected, dropped.",
     "touches": "Append-only log of what may have changed a day; its hash is the day's version.",
     "catalog_events": "The events of the catalogue with their class, as rows for the models.",
-    "reporting_config": "Features of telemetry.yaml as rows, so that a change needs no new manifest.",
+    "reporting_config": "Features of telemetry.yaml as rows: a change needs no new manifest.",
 }
 
 
@@ -74,7 +74,7 @@ class IngestConfig(dg.Config):
 )
 def ingest_events(
     context: dg.AssetExecutionContext, config: IngestConfig
-) -> Iterator[dg.MaterializeResult]:
+) -> Iterator[dg.MaterializeResult[None]]:
     """Lands what the sources have; the ledger decides what is new, not this run."""
     project = find_project()
     sources = [config.source] if config.source else list(load_config(project.config_file).sources)
@@ -142,7 +142,7 @@ def _add(total: IngestReport, report: IngestReport) -> None:
 def _shape(client: Client, table: str) -> dict[str, Any]:
     """Row count and column schema of one of our own tables or views, as Dagster shows them."""
     columns = client.query(f"DESCRIBE TABLE {table}").result_rows
-    (rows,) = client.query(f"SELECT count() FROM {table}").first_row
+    rows = client.query(f"SELECT count() FROM {table}").result_rows[0][0]
     return {
         "dagster/row_count": rows,
         "dagster/column_schema": dg.TableSchema(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from telemetry_pipeline.catalog.model import (
     DEFAULT_MAX_LENGTH,
@@ -51,7 +51,9 @@ def read_catalog(folder: Path) -> Catalog:
     return Catalog(tuple(events.values()), tuple(attributes.values()))
 
 
-def _entries(documents: list[YamlDocument], section: str) -> Iterator[tuple[YamlDocument, KeyPath, Any]]:
+def _entries(
+    documents: list[YamlDocument], section: str
+) -> Iterator[tuple[YamlDocument, KeyPath, Any]]:
     for document in documents:
         for index, entry in enumerate(document.data.get(section) or []):
             if not isinstance(entry, dict):
@@ -75,9 +77,9 @@ def _read_attribute(document: YamlDocument, path: KeyPath, entry: dict[str, Any]
         raise document.error((*path, "key"), "must be dotted lower snake case")
     notes = _annotations(document, path, entry, _ATTRIBUTE_ANNOTATIONS)
     where = (*path, "annotations")
-    pii = notes.get("pii")
-    if pii not in get_args(PiiClass):
+    if notes.get("pii") not in get_args(PiiClass):
         raise document.error((*where, "pii"), f"{key} needs pii: none | pseudonymise | drop")
+    pii = cast(PiiClass, notes["pii"])
     column, payload_key = notes.get("column"), notes.get("payload_key")
     if column is not None and column not in get_args(Column):
         raise document.error((*where, "column"), f"must be one of {', '.join(get_args(Column))}")
@@ -114,7 +116,7 @@ def _read_type(
             raise document.error((*path, "type"), "every member needs a string value")
         return "string", members
     if kind in get_args(AttributeType):
-        return kind, ()
+        return cast(AttributeType, kind), ()
     raise document.error((*path, "type"), "must be string, int, double, boolean or members")
 
 

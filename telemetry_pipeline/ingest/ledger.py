@@ -93,7 +93,10 @@ class Ledger:
 
     def positions(self) -> dict[tuple[str, int], Position]:
         rows = self._rows("positions.sql", {"source": self._source})
-        return {(row["partition"], row["epoch"]): Position(row["end"], row["tail_sha256"]) for row in rows}
+        return {
+            (row["partition"], row["epoch"]): Position(row["end"], row["tail_sha256"])
+            for row in rows
+        }
 
     def open_claims(self) -> list[OpenClaim]:
         grace = INSERT_SECONDS + CLOCK_MARGIN_SECONDS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -211,7 +211,7 @@ class Loader:
         data = self.source.read_again(left.slice, self._ledger.positions())
         again = SliceData(left.slice, data or b"", left.tail_sha256)
         readable = data is not None and again.sha256 == left.bytes_sha256
-        if landed.is_whole or not readable and not landed.is_empty:
+        if landed.is_whole or (not readable and not landed.is_empty):
             # All there; or torn and the bytes are gone: what landed is kept, the rest is lost.
             if not landed.is_whole:
                 self._lose(left, report)
@@ -247,6 +247,6 @@ def new_session_id() -> str:
     return f"ingest-{uuid.uuid4()}"
 
 
-def _body(statement: str, data: bytes) -> Iterator[bytes]:
+def _body(statement: str, data: bytes) -> Generator[bytes, None, None]:
     yield statement.encode() + b"\n"
     yield data

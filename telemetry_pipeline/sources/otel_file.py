@@ -109,7 +109,9 @@ class OtelFileSource:
             if head is None:
                 return None
             partition = hashlib.sha256(head).hexdigest()[:32]
-            epochs = sorted((epoch for known, epoch in positions if known == partition), reverse=True)
+            epochs = sorted(
+                (epoch for known, epoch in positions if known == partition), reverse=True
+            )
             for epoch in epochs:
                 position = positions[partition, epoch]
                 if _continues(file, size, position):

@@ -1,4 +1,4 @@
-"""The one way to the warehouse: a clickhouse-connect client to CLICKHOUSE_URL or the embedded one."""
+"""The one way to the warehouse: a client of CLICKHOUSE_URL, else of the embedded one."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def is_external() -> bool:
 
 
 def find_address(project: Project, role: Role = "writer") -> Address:
-    """CLICKHOUSE_URL (CLICKHOUSE_READER_URL for readers, where set), else the embedded warehouse."""
+    """CLICKHOUSE_URL (for readers CLICKHOUSE_READER_URL, if set), else the embedded one."""
     url = os.environ.get("CLICKHOUSE_URL")
     if role == "reader":
         url = os.environ.get("CLICKHOUSE_READER_URL") or url

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,12 +24,22 @@ from telemetry_pipeline.warehouse.migrate import migrate
 DBT_PROJECT = REPOSITORY / "dbt_project"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Dbt:
     """The dbt command on the project, with everything it writes in a folder of the test session."""
 
     address: Address
     folder: Path
+    holds: object = None  # what the warehouse was last built from
+
+    def build_once(self, source: object, prepare: Callable[[], None], *arguments: str) -> None:
+        """Prepares and runs dbt unless the warehouse already holds what comes of this source."""
+        if self.holds == source:
+            return
+        self.holds = None
+        prepare()
+        self.succeed(*arguments)
+        self.holds = source
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Runs dbt and returns its exit code and output."""
@@ -65,10 +75,10 @@ class Dbt:
 
     def failures(self) -> set[str]:
         """Names of what did not pass in the last run."""
-        results = json.loads((self.folder / "target" / "run_results.json").read_text())["results"]
+        results = json.loads((self.folder / "target" / "run_results.json").read_text())
         return {
             result["unique_id"].split(".")[2]
-            for result in results
+            for result in results["results"]
             if result["status"] not in ("success", "pass", "no-op")
         }
 

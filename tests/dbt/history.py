@@ -66,7 +66,9 @@ def event_classes() -> dict[str, str]:
     return {event["name"]: event["annotations"]["class"] for event in events}
 
 
-def random_history(seed: int, *, last_day: date, days: int = 45, events: int = 4_000) -> list[Event]:
+def random_history(
+    seed: int, *, last_day: date, days: int = 75, events: int = 4_000
+) -> list[Event]:
     """Events of 40 users in 6 organisations over `days` days, with the awkward ones on purpose:
     exact midnights, users of two organisations, and events without user, organisation or session.
     """

@@ -38,7 +38,7 @@ class Oracle:
     def daily_active_users(self) -> dict[tuple[int | None, date], Row]:
         known = [event for event in self.history if event.user is not None]
         last_day = max(self.day(event) for event in known)
-        rows = {}
+        rows: dict[tuple[int | None, date], Row] = {}
         for scope in self.scopes(known):
             mine = [event for event in known if scope in (None, event.org)]
             first_seen: dict[int, date] = {}
@@ -99,9 +99,9 @@ class Oracle:
                 for week in {week for _, _, week in active}:
                     eligible: dict[int, set[int]] = defaultdict(set)
                     for org, user, active_week in active:
-                        if active_week == week and org in organisations:
-                            if any((org, name, week) in enabled for name in of_row):
-                                eligible[_given(user)].add(_given(org))
+                        could = any((org, name, week) in enabled for name in of_row)
+                        if could and active_week == week and org in organisations:
+                            eligible[_given(user)].add(_given(org))
                     if not eligible:
                         continue
                     rows[scope, feature_name, week] = self._adoption(

@@ -12,11 +12,11 @@ from conftest import Dbt
 from history import Event, land, load, random_history
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def built(client: Client, dbt: Dbt) -> Dbt:
     """A random history, built with all data and unit tests passing."""
-    load(client, random_history(1, last_day=datetime.now(UTC).date()))
-    dbt.succeed("build")
+    history = random_history(1, last_day=datetime.now(UTC).date())
+    dbt.build_once(("UTC", 1), lambda: load(client, history), "build")
     return dbt
 
 
@@ -39,8 +39,13 @@ def fingerprints(client: Client, database: str) -> dict[str, tuple[int, int]]:
 
 
 def test_a_warehouse_without_events_builds(client: Client, dbt: Dbt) -> None:
-    load(client, [], features=())
-    dbt.succeed("build", "--exclude-resource-type", "unit_test")
+    dbt.build_once(
+        "nothing",
+        lambda: load(client, [], features=()),
+        "build",
+        "--exclude-resource-type",
+        "unit_test",
+    )
 
 
 def test_every_mart_has_rows(built: Dbt, client: Client) -> None:

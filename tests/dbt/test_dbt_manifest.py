@@ -83,13 +83,11 @@ def test_every_mart_has_an_enforced_contract(models: dict[str, dict]) -> None:
 def test_documented_columns_are_the_real_ones(
     client: Client, dbt: Dbt, models: dict[str, dict]
 ) -> None:
-    load(client, [])
-    dbt.succeed("run")
+    if dbt.holds is None:
+        dbt.build_once("nothing", lambda: load(client, []), "run")
     for name, model in models.items():
         found = client.query(f"DESCRIBE TABLE {model['schema']}.{name}").result_rows
-        documented = {
-            column["name"]: column["data_type"] for column in model["columns"].values()
-        }
+        documented = {column["name"]: column["data_type"] for column in model["columns"].values()}
         assert {row[0]: row[1] for row in found} == documented, name
 
 

@@ -1,4 +1,4 @@
-"""The HTTP interface as plain HTTP: credentials, headers, errors, formats, compression, hang-ups."""
+"""The HTTP interface as plain HTTP: credentials, headers, errors, formats, hang-ups."""
 
 from __future__ import annotations
 
@@ -339,9 +339,8 @@ class TestKilling:
         token = b64encode(f"{user.name}:{user.password}".encode())
         with socket.create_connection((server.endpoint.host, server.endpoint.port)) as client:
             client.sendall(
-                b"POST / HTTP/1.1\r\nHost: x\r\nAuthorization: Basic %b\r\nContent-Length: %d\r\n\r\n"
-                % (token, len(body))
-                + body
+                b"POST / HTTP/1.1\r\nHost: x\r\nAuthorization: Basic %b\r\n"
+                b"Content-Length: %d\r\n\r\n%b" % (token, len(body), body)
             )
             assert eventually(lambda: running(server, mark) == 1)
         assert eventually(lambda: running(server, mark) == 0)

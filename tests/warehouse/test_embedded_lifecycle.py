@@ -1,4 +1,4 @@
-"""Starting, owning the folder, and ending: by one line of text, within seconds, without leftovers."""
+"""Starting, owning the folder, and ending: one line of text, seconds, nothing left behind."""
 
 from __future__ import annotations
 

@@ -115,8 +115,8 @@ class TestErrorMessages:
 
     def test_are_unwrapped_to_one(self) -> None:
         wrapped = (
-            "Code: 73. DB::Exception: Code: 73. DB::Exception: Unknown format Foo. (UNKNOWN_FORMAT) "
-            "(version 26.9.2.1). (UNKNOWN_FORMAT)"
+            "Code: 73. DB::Exception: Code: 73. DB::Exception: Unknown format Foo. "
+            "(UNKNOWN_FORMAT) (version 26.9.2.1). (UNKNOWN_FORMAT)"
         )
         assert from_engine(wrapped).text == (
             "Code: 73. DB::Exception: Unknown format Foo. (UNKNOWN_FORMAT)"

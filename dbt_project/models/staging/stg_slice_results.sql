@@ -7,7 +7,7 @@ slice_results as (
 
 select
     source,
-    slice_results.partition as source_partition,
+    "partition" as source_partition,  -- a word the SQL linter keeps for itself
     epoch,
     start_offset,
     end_offset,

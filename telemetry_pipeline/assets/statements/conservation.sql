@@ -1,12 +1,13 @@
 -- received = accepted + duplicates + sum(rejected) + sum(dropped), batch by batch.
 SELECT
     count() AS batches,
-    sum(received) AS received,
-    sum(accepted) AS accepted,
-    sum(duplicates) AS duplicates,
-    sum(arraySum(mapValues(rejected))) AS rejected,
-    sum(arraySum(mapValues(dropped))) AS dropped,
     countIf(
-        received != accepted + duplicates + arraySum(mapValues(rejected)) + arraySum(mapValues(dropped))
-    ) AS broken_batches
-FROM ops.slice_results
+        result.received != result.accepted + result.duplicates
+            + arraySum(mapValues(result.rejected)) + arraySum(mapValues(result.dropped))
+    ) AS broken_batches,
+    sum(result.received) AS records_received,
+    sum(result.accepted) AS records_accepted,
+    sum(result.duplicates) AS records_twice,
+    sum(arraySum(mapValues(result.rejected))) AS records_rejected,
+    sum(arraySum(mapValues(result.dropped))) AS records_dropped
+FROM ops.slice_results AS result

@@ -201,7 +201,7 @@ class _Exchange:
             await self._fail(bad_argument("A URL parameter is not valid UTF-8"))
         except (ClientGone, AbortAnswer):
             raise
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             # A defect of ours. Its place is logged, its message not: it could quote a value.
             await self._fail(_defect(error))
 

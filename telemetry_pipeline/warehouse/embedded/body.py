@@ -40,26 +40,37 @@ class Body:
 
     async def next_batch(self) -> bytes:
         """The next unpacked bytes, not empty before the end."""
-        while not self._ended:
-            packed = await self._next_packed()
+        last = self._ended
+        while not last:
+            packed, last = await self._next_packed()
             unpacked = await self._unpack(packed)
-            if self._ended:
+            if last:
+                self._ended = True
                 self._decoder.finish()
             if unpacked:
                 return unpacked
         return b""
 
-    async def _next_packed(self) -> bytes:
+    async def parse(self, text: bytes, *, complete: bool) -> sql_head.Statement | None:
+        """`sql_head.parse`, in a thread for a text that would hold up other requests."""
+        if len(text) < _SMALL:
+            return sql_head.parse(text, complete=complete)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(
+            self._executor, lambda: sql_head.parse(text, complete=complete)
+        )
+
+    async def _next_packed(self) -> tuple[bytes, bool]:
+        """A batch of packed bytes, and whether it is the last."""
         gathered: list[bytes] = []
         size = 0
         while size < _BATCH:
             chunk = await anext(self._chunks, None)
             if chunk is None:
-                self._ended = True
-                break
+                return b"".join(gathered), True
             gathered.append(chunk)
             size += len(chunk)
-        return b"".join(gathered)
+        return b"".join(gathered), False
 
     async def _unpack(self, packed: bytes) -> bytes:
         if len(packed) < _SMALL:
@@ -91,7 +102,7 @@ async def read_statement(query: bytes, body: Body) -> tuple[sql_head.Statement, 
         text += batch
         if batch and len(text) < limit:
             continue
-        statement = sql_head.parse(text, complete=not batch)
+        statement = await body.parse(text, complete=not batch)
         if statement is not None:
             rest = text[statement.data_start :] if statement.takes_data else b""
             return statement, rest

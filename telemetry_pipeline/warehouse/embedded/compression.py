@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from typing import Any, Final, Protocol
 
-import lz4.frame  # type: ignore[import-untyped]
+import lz4.frame
 import zstandard
 
 from telemetry_pipeline.warehouse.embedded.errors import QueryError, bad_argument, not_supported

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from enum import Enum
-from typing import Final
+from typing import Final, NamedTuple
 
 
 class Kind(Enum):
@@ -23,8 +22,7 @@ class Kind(Enum):
     SYMBOL = "symbol"
 
 
-@dataclass(frozen=True)
-class Token:
+class Token(NamedTuple):
     """`text[start:end]` of the lexed bytes."""
 
     kind: Kind
@@ -46,9 +44,13 @@ class Unfinished(Exception):
     """The text ends inside a token: the rest has not arrived, or a quote is not closed."""
 
 
-_SPACE: Final = re.compile(rb"[ \t\n\r\f\v]+")
-_WORD: Final = re.compile(rb"[A-Za-z_][A-Za-z0-9_$]*")
-_NUMBER: Final = re.compile(rb"[0-9][0-9A-Za-z_.]*")
+# What most of a text consists of, in one match: blanks, words, numbers, strings without escapes,
+# and symbols that begin nothing longer. Possessive, so that it never backtracks.
+_COMMON: Final = re.compile(
+    rb"([ \t\n\r\f\v]++)|([A-Za-z_][A-Za-z0-9_$]*+)|([0-9][0-9A-Za-z_.]*+)"
+    rb"|('[^'\\]*+'(?!'))|([(),.;=+*<>\[\]{}:?|%@!])"
+)
+_COMMON_KINDS: Final = (None, None, Kind.WORD, Kind.NUMBER, Kind.STRING, Kind.SYMBOL)
 _HEREDOC_TAG: Final = re.compile(rb"\$[A-Za-z0-9_]*\$")
 _TYPOGRAPHIC: Final = {
     b"\xe2\x80\x98": (Kind.STRING, b"\xe2\x80\x99"),
@@ -62,22 +64,30 @@ def tokens(text: bytes, *, complete: bool, start: int = 0) -> Iterator[Token]:
     With `complete=False` more bytes may follow, so a token that touches the end raises
     `Unfinished`; an open quote or comment raises it in any case.
     """
-    position = start
-    while position < len(text):
-        after_blank = _skip_blank(text, position, complete=complete)
-        if after_blank != position:
-            position = after_blank
-            continue
-        token = _token_at(text, position)
-        if token.end == len(text) and not complete:
+    position, length = start, len(text)
+    while position < length:
+        if common := _COMMON.match(text, position):
+            end = common.end()
+            kind = _COMMON_KINDS[common.lastindex or 0]
+            if kind is None:
+                position = end
+                continue
+            value = "" if kind is Kind.STRING else common.group().decode("ascii")
+            token = Token(kind, position, end, value.upper() if kind is Kind.WORD else value)
+        else:
+            after_comment = _after_comment(text, position, complete=complete)
+            if after_comment != position:
+                position = after_comment
+                continue
+            token = _rare_token(text, position)
+        if token.end == length and not complete:
             raise Unfinished
         yield token
         position = token.end
 
 
-def _skip_blank(text: bytes, position: int, *, complete: bool) -> int:
-    if space := _SPACE.match(text, position):
-        return space.end()
+def _after_comment(text: bytes, position: int, *, complete: bool) -> int:
+    """The position after a comment that begins here, else the same position."""
     pair = text[position : position + 2]
     if pair == b"/*":
         end = text.find(b"*/", position + 2)
@@ -92,12 +102,8 @@ def _skip_blank(text: bytes, position: int, *, complete: bool) -> int:
     return position
 
 
-def _token_at(text: bytes, position: int) -> Token:
+def _rare_token(text: bytes, position: int) -> Token:
     first = text[position : position + 1]
-    if word := _WORD.match(text, position):
-        return Token(Kind.WORD, position, word.end(), word.group().decode().upper())
-    if number := _NUMBER.match(text, position):
-        return Token(Kind.NUMBER, position, number.end(), number.group().decode())
     if first == b"'":
         return Token(Kind.STRING, position, _end_of_quoted(text, position), "")
     if first in (b'"', b"`"):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from telemetry_pipeline.warehouse.embedded.errors import QueryError
 
 _HIDDEN = "[HIDDEN]"
-_SECRET_MARK = "secret"
+_MARK_IN_NAME = "secret"
 # A shorter value could be any word of a message, and hides nothing worth hiding.
 _SHORTEST_HIDDEN = 6
 
@@ -19,7 +19,7 @@ def without_values(error: QueryError, parameters: Mapping[str, str]) -> QueryErr
     reported by name only, since the engine quotes the parts it could read.
     """
     message = error.message
-    secret_names = [name for name in parameters if _SECRET_MARK in name.lower()]
+    secret_names = [name for name in parameters if _MARK_IN_NAME in name.lower()]
     for name in secret_names:
         if error.code == 457 and f"'{name}'" in message:
             message = f"The value of query parameter '{name}' does not fit its declared type."

@@ -44,7 +44,7 @@ def run(
     max_memory_bytes: int | None,
     on_ready: Callable[[Endpoint], None] | None,
 ) -> None:
-    """Serve `data_dir` until SIGTERM or SIGINT; see `telemetry_pipeline.warehouse.embedded.serve`."""
+    """Serve `data_dir` until SIGTERM or SIGINT; see the package's `serve`."""
     data_dir = data_dir.absolute()
     check_path(data_dir)
     layout = Layout(data_dir)

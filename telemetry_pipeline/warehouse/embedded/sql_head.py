@@ -3,7 +3,8 @@
 chDB differs from a server in one dangerous way: `input()` with inline data inserts nothing and
 reports success. So data never reaches the engine inside a statement. It is spooled to a file, and
 the statement is rewritten to read that file: `FORMAT X <data>` becomes `FROM INFILE`, and
-`input('structure')` becomes `file('<path>', 'X', 'structure')`. What cannot be rewritten is refused.
+`input('structure')` becomes `file('<path>', 'X', 'structure')`. What cannot be rewritten is
+refused.
 """
 
 from __future__ import annotations
@@ -126,29 +127,41 @@ class _Reader:
         self.read: list[Token] = []
         self.depths: list[int] = []
         self._source = tokens(text, complete=complete)
+        self._lowered = text.lower()
         self._depth = 0
 
     def at(self, index: int) -> Token | None:
         """Token number `index`, None after the last one."""
-        while len(self.read) <= index:
-            token = next(self._source, None)
-            if token is None:
-                if not self.complete:
-                    raise Unfinished
-                return None
-            if token.kind is Kind.SYMBOL and token.value in ")]}":
-                self._depth -= 1
-            self.read.append(token)
-            self.depths.append(self._depth)
-            if token.kind is Kind.SYMBOL and token.value in "([{":
-                self._depth += 1
-        return self.read[index]
+        if index < len(self.read):
+            return self.read[index]
+        for token in self._source:
+            self._keep(token)
+            if index < len(self.read):
+                return token
+        if not self.complete:
+            raise Unfinished
+        return None
 
     def all(self) -> Sequence[Token]:
         """Every token; raises `Unfinished` while more text may come."""
-        while self.at(len(self.read)) is not None:
-            pass
+        if not self.complete:
+            raise Unfinished
+        for token in self._source:
+            self._keep(token)
         return self.read
+
+    def has(self, word: bytes) -> bool:
+        """Whether the text has these letters anywhere: a quick check before a slow one."""
+        return word in self._lowered
+
+    def _keep(self, token: Token) -> None:
+        symbol = token.value if token.kind is Kind.SYMBOL else " "
+        if symbol in ")]}":
+            self._depth -= 1
+        self.read.append(token)
+        self.depths.append(self._depth)
+        if symbol in "([{":
+            self._depth += 1
 
     def first_words(self) -> tuple[str, ...]:
         """The first two keywords read so far."""
@@ -173,9 +186,10 @@ def _statement(reader: _Reader) -> Statement:
     if insert_at is not None:
         return _insert(reader, insert_at)
     every = reader.all()
-    _refuse_client_files(every)
+    _refuse_client_files(reader)
     _refuse_several(every)
-    if any(_is_input_call(reader, index) for index in range(len(every))):
+    suspicious = reader.has(b"input") or reader.has(b"\\")
+    if suspicious and any(_is_input_call(reader, index) for index in range(len(every))):
         raise QueryError(
             477, "INVALID_USAGE_OF_INPUT", "input() must be used only in INSERT SELECT query."
         )
@@ -319,7 +333,7 @@ def _insert_select(reader: _Reader, insert_at: int, index: int) -> Statement:
         raise bad_argument(
             "INSERT SELECT from input() must end with FORMAT and the name of the data's format"
         )
-    _refuse_client_files(reader.read)
+    _refuse_client_files(reader)
     _refuse_several(reader.read)
     return Statement(
         Action.OTHER, _without_semicolon(reader.text, reader.read), words=reader.first_words()
@@ -355,10 +369,14 @@ def _is_input_call(reader: _Reader, index: int) -> bool:
     token = reader.at(index)
     if token is None or token.kind not in (Kind.WORD, Kind.QUOTED):
         return False
-    if token.value.lower() != "input":
+    hidden = token.kind is Kind.QUOTED and b"\\" in reader.text[token.start : token.end]
+    if token.value.lower() != "input" and not hidden:
         return False
     following = reader.at(index + 1)
-    return following is not None and following.is_symbol("(")
+    calls = following is not None and following.is_symbol("(")
+    if calls and hidden:
+        raise bad_argument("A function's name must not be written with escapes")
+    return calls
 
 
 # After these words a name follows, so that FORMAT there is a column and not the clause.
@@ -465,7 +483,7 @@ def _raw_name(reader: _Reader, name: Token) -> str:
 def _output_format(reader: _Reader) -> str | None:
     """The name after the last FORMAT outside brackets, if the statement ends with that clause."""
     for index in range(len(reader.read) - 2, 0, -1):
-        if _is_format_clause(reader, index):
+        if reader.read[index].value == "FORMAT" and _is_format_clause(reader, index):
             after = reader.at(index + 2)
             if after is None or after.is_symbol(";") or after.is_word("SETTINGS"):
                 return _raw_name(reader, reader.read[index + 1])
@@ -474,12 +492,14 @@ def _output_format(reader: _Reader) -> str | None:
 
 def _refuse_several(every: Sequence[Token]) -> None:
     for token, following in pairwise(every):
-        if token.is_symbol(";") and not following.is_symbol(";"):
+        if token.value == ";" and token.is_symbol(";") and not following.is_symbol(";"):
             raise syntax_error("Multi-statements are not allowed")
 
 
-def _refuse_client_files(every: Sequence[Token]) -> None:
-    for token, following in pairwise(every):
+def _refuse_client_files(reader: _Reader) -> None:
+    if not reader.has(b"outfile") and not reader.has(b"infile"):
+        return
+    for token, following in pairwise(reader.read):
         if token.is_word("INTO") and following.is_word("OUTFILE"):
             raise _client_file("INTO OUTFILE")
         if token.is_word("FROM") and following.is_word("INFILE"):
