@@ -1,4 +1,4 @@
-"""Event histories for the tests of the marts: what an event is, a random history, and loading one."""
+"""Event histories for the tests of the marts: an event, a random history, and loading one."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Feature:
-    """A feature of telemetry.yaml: the events that adopt it and the payload key of its flag, or ''."""
+    """A feature of telemetry.yaml: its adopting events and the payload key of its flag, or ''."""
 
     name: str
     adopted_by: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""The main metrics equal an independent, slow computation on a random history, in two time zones."""
+"""The main metrics equal a slow, independent computation on a random history in two time zones."""
 
 from __future__ import annotations
 
