@@ -67,13 +67,13 @@ class Server:
     def kill(self) -> None:
         """SIGKILL."""
         self.process.kill()
-        self.process.wait()
+        self.process.communicate()
 
     def terminate(self) -> float:
         """SIGTERM; the seconds until the process was gone."""
         started = time.monotonic()
         self.process.send_signal(signal.SIGTERM)
-        self.process.wait(timeout=20)
+        self.process.communicate(timeout=20)
         return time.monotonic() - started
 
 
@@ -114,12 +114,11 @@ def running_server(data_dir: Path, *arguments: str) -> Iterator[Server]:
     try:
         yield server
     finally:
-        if server.process.poll() is None:
-            server.process.send_signal(signal.SIGTERM)
-            try:
-                server.process.wait(timeout=10)
-            except subprocess.TimeoutExpired:
-                server.kill()
+        server.process.send_signal(signal.SIGTERM)
+        try:
+            server.process.communicate(timeout=10)
+        except subprocess.TimeoutExpired:
+            server.kill()
 
 
 def eventually(condition: Callable[[], bool], seconds: float = 15) -> bool:

@@ -66,7 +66,8 @@ def check_path(data_dir: Path) -> None:
     bad = sorted(_FORBIDDEN_IN_PATH & set(str(data_dir)))
     if bad:
         raise EmbeddedWarehouseError(
-            f"the data folder {str(data_dir)!r} must not have {' '.join(map(repr, bad))} in its name"
+            f"the data folder {str(data_dir)!r} has {' '.join(map(repr, bad))} in its name; "
+            "choose another one"
         )
 
 
