@@ -1,11 +1,19 @@
-{# Days and weeks as every model means them. The engine wants the time zone as a constant. #}
+{# Days and weeks as every model means them. #}
+
+{#
+    A constant of the whole project: the engine takes no time zone from a column, and days built in
+    another one are other days, so a change wants a full refresh.
+#}
+{% macro reporting_timezone() -%}
+    {{ var('reporting_timezone', env_var('DBT_REPORTING_TIMEZONE', 'UTC')) }}
+{%- endmacro %}
 
 {% macro reporting_day(occurred_at) -%}
-    toDate({{ occurred_at }}, '{{ var("reporting_timezone", "UTC") }}')
+    toDate({{ occurred_at }}, '{{ reporting_timezone() }}')
 {%- endmacro %}
 
 {% macro reporting_today() -%}
-    toDate(now(), '{{ var("reporting_timezone", "UTC") }}')
+    toDate(now(), '{{ reporting_timezone() }}')
 {%- endmacro %}
 
 {# The Monday of an ISO week; toStartOfWeek alone would start on Sunday. #}

@@ -30,6 +30,7 @@ class Dbt:
 
     address: Address
     folder: Path
+    time_zone: str = "UTC"
     holds: object = None  # what the warehouse was last built from
 
     def build_once(self, source: object, prepare: Callable[[], None], *arguments: str) -> None:
@@ -56,6 +57,7 @@ class Dbt:
                 "DBT_TARGET_PATH": str(self.folder / "target"),
                 "DBT_LOG_PATH": str(self.folder / "logs"),
                 "DBT_USE_COLORS": "false",
+                "DBT_REPORTING_TIMEZONE": self.time_zone,
             },
             capture_output=True,
             text=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
 
@@ -13,24 +14,19 @@ from oracle import Oracle, Row
 
 
 @pytest.fixture(scope="module", params=["UTC", "Pacific/Auckland"])
-def oracle(request: pytest.FixtureRequest, client: Client, dbt: Dbt) -> Oracle:
+def oracle(request: pytest.FixtureRequest, client: Client, dbt: Dbt) -> Iterator[Oracle]:
     """An oracle whose history is loaded and built in its time zone."""
-    time_zone: str = request.param
     history = random_history(1, last_day=datetime.now(UTC).date())
-    dbt.build_once(
-        (time_zone, 1),
-        lambda: load(client, history),
-        "run",
-        "--vars",
-        f"{{reporting_timezone: {time_zone}}}",
-    )
-    return Oracle(
+    dbt.time_zone = request.param
+    dbt.build_once((dbt.time_zone, 1), lambda: load(client, history), "run")
+    yield Oracle(
         history,
         event_classes(),
         FEATURES,
-        time_zone=time_zone,
-        today=datetime.now(ZoneInfo(time_zone)).date(),
+        time_zone=dbt.time_zone,
+        today=datetime.now(ZoneInfo(dbt.time_zone)).date(),
     )
+    dbt.time_zone = "UTC"
 
 
 def read_mart(client: Client, mart: str, grain: tuple[str, ...]) -> dict[tuple, Row]:
