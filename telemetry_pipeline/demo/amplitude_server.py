@@ -218,7 +218,8 @@ class Store:
 
     def _is_known(self, device: str, insert_id: str, now: float) -> bool:
         row = self._database.execute(
-            "SELECT 1 FROM events WHERE device_id = ? AND insert_id = ? AND received_at > ? LIMIT 1",
+            "SELECT 1 FROM events "
+            "WHERE device_id = ? AND insert_id = ? AND received_at > ? LIMIT 1",
             (device, insert_id, now - DEDUPLICATION_SECONDS),
         ).fetchone()
         return row is not None
@@ -241,7 +242,7 @@ class Throttle:
         self._seen: dict[tuple[str, str], deque[tuple[float, int]]] = {}
 
     def judge(self, events: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-        """Amplitude's 429 body when a device or user is too fast, else None and they are counted."""
+        """Amplitude's 429 body when a device or user is too fast, else None, and they count."""
         if self._limit is None:
             return None
         now = self._clock()
@@ -595,7 +596,7 @@ def serve(
 
 @contextmanager
 def running(settings: ServerSettings, port: int = 0) -> Iterator[str]:
-    """The server in a thread of this process, for tests: yields its address, `http://127.0.0.1:N`."""
+    """The server in a thread of this process, for tests: yields `http://127.0.0.1:<port>`."""
     with _bind("127.0.0.1", port, settings.api_key) as listener:
         server = uvicorn.Server(_uvicorn_config(settings))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
@@ -643,7 +644,7 @@ def _bind(host: str, port: int, api_key: str) -> Iterator[socket.socket]:
 
 
 def main() -> None:
-    """`python -m telemetry_pipeline.demo.amplitude_server`; the key comes from AMPLITUDE_API_KEY."""
+    """`python -m telemetry_pipeline.demo.amplitude_server`; the key is AMPLITUDE_API_KEY's."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8091)

@@ -88,7 +88,7 @@ class AmplitudeSettings:
             raise DestinationError("amplitude: endpoint must be an http(s) address")
         if parts.scheme == "http" and not _is_loopback(parts.hostname):
             raise DestinationError(
-                "amplitude: endpoint must be https: the API key and the events would travel in clear"
+                "amplitude: endpoint must be https, or the API key would travel in clear"
             )
 
 
@@ -201,7 +201,8 @@ class Amplitude:
 
     @property
     def request_timeout(self) -> float:
-        return self.settings.timeout_seconds
+        # Connecting, writing and reading may each take the time a single wait is allowed.
+        return 3 * self.settings.timeout_seconds
 
     @property
     def request_overhead(self) -> int:

@@ -77,7 +77,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class NoAnswer:
-    """Nothing came back. Unless the request never left, nobody knows whether the events were taken."""
+    """Nothing came back. Unless the request never left, the events may have been taken."""
 
     reason: str
     left: bool = True
@@ -93,7 +93,7 @@ class Accepted:
 
 @dataclass(frozen=True)
 class RefusedSome:
-    """Nothing was taken; without the events at these indices (each with a reason) the rest can be."""
+    """Nothing was taken; without the events at these indices, each with its reason, it can be."""
 
     reasons: Mapping[int, str]
 
@@ -135,14 +135,14 @@ Verdict = Accepted | RefusedSome | Throttled | TooLarge | TryAgain | Stop
 
 
 class Destination(Protocol):
-    """map and interpret decide and touch nothing; send is the only thing that leaves the machine."""
+    """map and interpret decide and touch nothing; only send leaves the machine."""
 
     @property
     def limits(self) -> Limits: ...
 
     @property
     def request_timeout(self) -> float:
-        """Seconds after which a request without an answer is given up."""
+        """Seconds after which a request has been given up, whatever it was waiting for."""
         ...
 
     @property

@@ -272,7 +272,7 @@ class _Run:
                 continue
             self._pending[frozen.insert_id] = pending
             wire_events.append(mapped)
-        self._pacer.add(wire_events)
+        self._pacer.add(wire_events, self._now())
 
     def _request(self, taken: Sequence[WireEvent]) -> None:
         events = self._unobjected(taken)
@@ -360,16 +360,19 @@ class _Run:
         self._pacer.put_back(events)
 
     def _pause(self, events: Sequence[WireEvent], verdict: Throttled) -> None:
-        if not verdict.subjects and not verdict.exhausted:
+        throttled = _subjects(events, verdict.subjects)
+        exhausted = _subjects(events, verdict.exhausted)
+        if not throttled and not exhausted:
+            # The project as a whole, or somebody who is not in the request.
             self._back_off(events, "http_429", verdict.retry_after or self._policy.throttle_pause)
             return
         self._failures = 0
         self._retries["http_429"] = self._retries.get("http_429", 0) + 1
         pause = max(self._policy.throttle_pause, verdict.retry_after or 0.0)
         self._pacer.put_back(events)
-        self._pacer.pause(_subjects(events, verdict.subjects), self._now() + pause)
+        self._pacer.pause(throttled, self._now() + pause)
         # A daily quota comes back tomorrow: these events stay due for a later run.
-        self._pacer.set_aside(_subjects(events, verdict.exhausted))
+        self._pacer.set_aside(exhausted)
 
     def _back_off(
         self, events: Sequence[WireEvent], reason: str, retry_after: float | None
@@ -383,7 +386,8 @@ class _Run:
         most = min(
             self._policy.longest_backoff, self._policy.first_backoff * 2 ** (self._failures - 1)
         )
-        delay = max(random.uniform(most / 2, most), retry_after or 0.0)
+        jittered = random.uniform(most / 2, most)
+        delay = max(jittered, retry_after or 0.0)
         self._pacer.pause_all(self._now() + delay)
 
     # -- keeping account -----------------------------------------------------------------------

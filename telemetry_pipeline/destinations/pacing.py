@@ -58,8 +58,9 @@ class Pacer:
         """Whether a subject waits that is not paused; a pause of the whole may still hold it."""
         return bool(self._ready)
 
-    def add(self, events: Iterable[WireEvent]) -> None:
+    def add(self, events: Iterable[WireEvent], now: float) -> None:
         """Queue events; the subjects with the most go first, because they take longest."""
+        self._forget_idle(now)
         fresh: dict[str, list[WireEvent]] = {}
         for event in events:
             fresh.setdefault(event.subject, []).append(event)
@@ -71,7 +72,7 @@ class Pacer:
             self._waiting += len(fresh[subject])
 
     def put_back(self, events: Sequence[WireEvent]) -> None:
-        """Queue events of a request that took nothing again, before the others of their subjects."""
+        """Queue the events of a failed request again, before the others of their subjects."""
         for event in reversed(events):
             line = self._lines.setdefault(event.subject, _Line())
             if not line.waiting and event.subject not in self._set_aside:
@@ -108,6 +109,8 @@ class Pacer:
 
     def sent(self, events: Sequence[WireEvent], at: float) -> None:
         """Count a request whose answer came at this time against its subjects."""
+        if self._limits.subject_events_per_second is None:
+            return
         counts: dict[str, int] = {}
         for event in events:
             counts[event.subject] = counts.get(event.subject, 0) + 1
@@ -115,7 +118,7 @@ class Pacer:
             self._lines.setdefault(subject, _Line()).sent.append((at, count))
 
     def take(self, now: float) -> list[WireEvent]:
-        """The events of the next request; empty when nothing may be sent yet (see `next_time`)."""
+        """The events of the next request; empty when nothing may be sent yet (`next_time`)."""
         if now < self._not_before:
             return []
         while self._paused and self._paused[0][0] <= now:
@@ -162,3 +165,12 @@ class Pacer:
         allowed = max(0, limit - line.sent_within(now))
         oldest = line.sent[0][0] if line.sent else now
         return allowed, oldest + _SECOND
+
+    def _forget_idle(self, now: float) -> None:
+        idle = [
+            name
+            for name, line in self._lines.items()
+            if not line.waiting and not line.sent_within(now)
+        ]
+        for name in idle:
+            del self._lines[name]

@@ -34,7 +34,8 @@ def warehouse_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Addr
     try:
         ends = time.monotonic() + 60
         while (endpoint := read_endpoint(folder)) is None:
-            assert process.poll() is None and time.monotonic() < ends, "no embedded warehouse"
+            assert process.poll() is None, "the embedded warehouse ended"
+            assert time.monotonic() < ends, "the embedded warehouse did not start"
             time.sleep(0.05)
         login = read_users(folder).writer
         yield Address("http", endpoint.host, endpoint.port, login.name, login.password)

@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from exporting import API_KEY, NOON, PATIENT, Event, Receiver, Warehouse, export
+from exporting import (
+    API_KEY,
+    NOON,
+    PATIENT,
+    Event,
+    Receiver,
+    Warehouse,
+    export,
+    export_through,
+)
 
-from telemetry_pipeline.destinations.base import DestinationError
+from telemetry_pipeline.destinations.amplitude import Amplitude, AmplitudeSettings
+from telemetry_pipeline.destinations.base import (
+    Answer,
+    DestinationError,
+    NoAnswer,
+    Throttled,
+    Verdict,
+    WireEvent,
+)
 
 Server = Callable[..., AbstractContextManager[Receiver]]
 
@@ -140,6 +157,46 @@ def test_with_the_default_pace_nobody_is_throttled(
         report = export(warehouse, receiver, device_events_per_second=25)
     assert (report.accepted, dict(report.retries)) == (150, {})
     assert report.seconds > 1
+
+
+def test_a_throttle_that_names_nobody_in_the_request_does_not_spin(
+    warehouse: Warehouse, amplitude_server: Server
+) -> None:
+    warehouse.land(ten_events())
+
+    class ThrottledForAStranger(Amplitude):
+        def interpret(self, answer: Answer | NoAnswer, events: Sequence[WireEvent]) -> Verdict:
+            return Throttled(frozenset({"a-stranger"}), frozenset())
+
+    with amplitude_server() as receiver:
+        settings = AmplitudeSettings(api_key=API_KEY, endpoint=receiver.endpoint)
+        with ThrottledForAStranger(settings) as amplitude:
+            policy = replace(PATIENT, failures_before_stop=2, throttle_pause=0.2)
+            report = export_through(warehouse, amplitude, policy=policy)
+    assert (report.requests, report.waiting) == (2, 10)
+
+
+def test_who_has_no_quota_left_waits_for_another_run_and_the_others_go(
+    warehouse: Warehouse, amplitude_server: Server
+) -> None:
+    warehouse.land(ten_events())
+
+    class QuotaOfTheFirst(Amplitude):
+        over: frozenset[str] = frozenset()
+
+        def interpret(self, answer: Answer | NoAnswer, events: Sequence[WireEvent]) -> Verdict:
+            if self.over:
+                return super().interpret(answer, events)
+            self.over = frozenset({events[0].device_id})
+            return Throttled(frozenset(), self.over)
+
+    with amplitude_server() as receiver:
+        settings = AmplitudeSettings(api_key=API_KEY, endpoint=receiver.endpoint)
+        with QuotaOfTheFirst(settings) as amplitude:
+            report = export_through(warehouse, amplitude)
+        assert (report.accepted, report.waiting, report.stopped) == (9, 1, None)
+        # Its day must not count as done.
+        assert export(warehouse, receiver).accepted == 1
 
 
 def test_retry_after_is_obeyed(warehouse: Warehouse, amplitude_server: Server) -> None:
