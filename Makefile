@@ -25,14 +25,14 @@ check: $(DEV) ## format, lint, types, SQL lint, layering, stale generated files
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
 	@$(BIN)/sqlfluff lint dbt_project --config dbt_project/.sqlfluff --disable-progress-bar
-	@$(BIN)/python -m tests.lock_is_current
+	@$(BIN)/python requirements/lock.py --check
 
 format: $(DEV) ## write the format that `make check` wants
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
 lock: $(DEV) ## resolve pyproject.toml anew into requirements/*.lock
-	@$(BIN)/python -m tests.lock_is_current --write
+	@$(BIN)/python requirements/lock.py
 
 clean: ## everything that was built or written, .data/ included
 	rm -rf $(VENV) .data .cache dbt_project/target dbt_project/logs
