@@ -369,9 +369,10 @@ class TestKilling:
         thread = threading.Thread(target=ask)
         thread.start()
         assert eventually(lambda: running(server, "by id") == 1)
-        server.sql("KILL QUERY WHERE query_id = 'another'")
+        kill = "KILL QUERY WHERE query_id = {query_id:String} SYNC"
+        server.sql(kill, param_query_id="another")
         assert running(server, "by id") == 1
-        server.sql("KILL QUERY WHERE query_id = 'batch-1-2' SYNC")
+        server.sql(kill, param_query_id="batch-1-2")
         thread.join(timeout=15)
         assert "QUERY_WAS_CANCELLED" in answers[0].text
 

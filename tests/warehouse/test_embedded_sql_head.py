@@ -246,6 +246,10 @@ class TestStatements:
         assert rename_identifier(sql, "query_id", b"mine") == (
             b"KILL QUERY WHERE mine = 'query_id' AND mine != ''"
         )
+        with_parameter = b"KILL QUERY WHERE query_id = { query_id : String} SYNC"
+        assert rename_identifier(with_parameter, "query_id", b"mine") == (
+            b"KILL QUERY WHERE mine = { query_id : String} SYNC"
+        )
 
 
 class TestLexing:

@@ -108,13 +108,19 @@ def names_in(sql: bytes) -> list[str]:
 
 
 def rename_identifier(sql: bytes, name: str, replacement: bytes) -> bytes:
-    """`sql` with every identifier `name`, quoted or not, replaced."""
+    """`sql` with every identifier `name`, quoted or not, replaced.
+
+    The name of a parameter, as in `{name:String}`, is no identifier.
+    """
     pieces: list[bytes] = []
     position = 0
+    in_parameter = False
     for token in tokens(sql, complete=True):
-        if token.kind in (Kind.WORD, Kind.QUOTED) and token.value.lower() == name:
+        is_name = token.kind in (Kind.WORD, Kind.QUOTED) and token.value.lower() == name
+        if is_name and not in_parameter:
             pieces += [sql[position : token.start], replacement]
             position = token.end
+        in_parameter = token.is_symbol("{")
     return b"".join([*pieces, sql[position:]])
 
 
