@@ -174,6 +174,7 @@ def test_a_throttle_that_names_nobody_in_the_request_does_not_spin(
             policy = replace(PATIENT, failures_before_stop=2, throttle_pause=0.2)
             report = export_through(warehouse, amplitude, policy=policy)
     assert (report.requests, report.waiting) == (2, 10)
+    assert report.seconds >= policy.throttle_pause
 
 
 def test_who_has_no_quota_left_waits_for_another_run_and_the_others_go(

@@ -320,6 +320,23 @@ def test_of_two_ids_minted_for_one_subject_the_first_committed_stays(
     assert warehouse.rows(ids) == [("first",)]
 
 
+def test_a_sending_written_late_by_another_exporter_does_not_make_an_accepted_event_due(
+    warehouse: Warehouse, amplitude_server: Server
+) -> None:
+    warehouse.land([Event(user=USER)])
+    with amplitude_server() as receiver:
+        export(warehouse, receiver)
+        copied = COPIED.replace(" state,", "")
+        warehouse.client.command(
+            f"INSERT INTO ops.export_outbox ({copied}, state, in_doubt_since, recorded_at) "
+            f"SELECT {copied}, 'sending', now64(6), now64(6) + INTERVAL 1 HOUR "
+            "FROM ops.export_outbox FINAL"
+        )
+        assert warehouse.states() == {"accepted": 1}
+        warehouse.touch(NOON, batch_id=1)
+        assert export(warehouse, receiver).due == 0
+
+
 def test_exporters_at_the_same_time_repeat_no_event_and_split_no_person(
     warehouse: Warehouse, amplitude_server: Server, migrated: Address
 ) -> None:
