@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterator
 
 import httpx
 import pytest
-
-from tests.warehouse.embedded_server import Server, running_server
+from embedded_server import Server, end_leftovers, running_server
 
 
 @pytest.fixture(scope="session")
@@ -15,6 +14,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One server that many tests share; each uses tables of its own."""
     with running_server(tmp_path_factory.mktemp("warehouse") / "data") as running:
         yield running
+    end_leftovers()
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from clickhouse_connect.driver.client import Client
 from telemetry_pipeline.warehouse.embedded import Endpoint, User, Users, read_endpoint, read_users
 
 START_SECONDS = 30
+_started: list[subprocess.Popen[str]] = []
 
 
 @dataclass
@@ -79,7 +80,7 @@ class Server:
 
 def start_process(data_dir: Path, *arguments: str) -> subprocess.Popen[str]:
     """Start the module entry without waiting for it."""
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [
             sys.executable,
             "-m",
@@ -93,6 +94,16 @@ def start_process(data_dir: Path, *arguments: str) -> subprocess.Popen[str]:
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )
+    _started.append(process)
+    return process
+
+
+def end_leftovers() -> None:
+    """End the servers of tests that failed before they could."""
+    for process in _started:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
 
 
 def start_server(data_dir: Path, *arguments: str) -> Server:

@@ -10,8 +10,7 @@ import pandas as pd
 import pytest
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import DatabaseError
-
-from tests.warehouse.embedded_server import Server
+from embedded_server import Server
 
 MakeTable = Callable[[str], str]
 COLUMNS = "(n UInt32, s String, at DateTime64(3, 'UTC'), tags Array(String), v Nullable(Float64))"

@@ -9,8 +9,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-
-from tests.warehouse.embedded_server import Server
+from embedded_server import Server
 
 FILES = {
     "dbt_project.yml": """

@@ -15,9 +15,9 @@ import httpx
 import lz4.frame
 import pytest
 import zstandard
+from embedded_server import Server, eventually
 
 from telemetry_pipeline.warehouse.embedded.engine import STREAMABLE_FORMATS
-from tests.warehouse.embedded_server import Server, eventually
 
 SLOW = "SELECT count() FROM numbers(1000000000000) WHERE sipHash64(number) = 2"
 

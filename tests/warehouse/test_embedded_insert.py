@@ -13,8 +13,7 @@ import httpx
 import lz4.frame
 import pytest
 import zstandard
-
-from tests.warehouse.embedded_server import Server, eventually, running_server
+from embedded_server import Server, eventually, running_server
 
 MakeTable = Callable[[str], str]
 ROWS = b"a\nb\nc\n"

@@ -13,6 +13,13 @@ from pathlib import Path
 
 import httpx
 import pytest
+from embedded_server import (
+    Server,
+    eventually,
+    running_server,
+    start_process,
+    start_server,
+)
 
 from telemetry_pipeline.warehouse.embedded import (
     EmbeddedWarehouseError,
@@ -20,13 +27,6 @@ from telemetry_pipeline.warehouse.embedded import (
     read_endpoint,
     read_users,
     serve,
-)
-from tests.warehouse.embedded_server import (
-    Server,
-    eventually,
-    running_server,
-    start_process,
-    start_server,
 )
 
 ENDLESS = "SELECT count() FROM numbers(1000000000000) WHERE sipHash64(number) = 1"

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-
-from tests.warehouse.embedded_server import Server
+from embedded_server import Server
 
 
 @pytest.fixture

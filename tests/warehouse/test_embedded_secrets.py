@@ -9,11 +9,11 @@ from pathlib import Path
 
 import httpx
 import pytest
+from embedded_server import Server, running_server, start_server
 
 from telemetry_pipeline.warehouse.embedded.errors import QueryError, from_engine
 from telemetry_pipeline.warehouse.embedded.options import Options
 from telemetry_pipeline.warehouse.embedded.secrets_guard import without_values
-from tests.warehouse.embedded_server import Server, running_server, start_server
 
 INSERT = (
     "INSERT INTO hashed SELECT lower(hex(HMAC('SHA256', x, {secret_key_x:String}))) "

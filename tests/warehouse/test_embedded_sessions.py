@@ -8,8 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
-
-from tests.warehouse.embedded_server import Server, eventually
+from embedded_server import Server, eventually
 
 
 def ask(http: httpx.Client, sql: str, session: str, **parameters: str) -> httpx.Response:
