@@ -142,7 +142,7 @@ def _out_of_the_collectors_sight() -> Iterator[None]:
     """Everything allocated so far is not looked at by the garbage collector.
 
     Hundreds of thousands of records live until the end, while encoding makes millions of
-    short-lived objects: walking the former for each batch of the latter doubled the time [ran].
+    short-lived objects: walking the former for each batch of the latter doubles the time.
     """
     if gc.get_freeze_count():  # the caller has its own arrangement
         yield
