@@ -17,11 +17,14 @@ feature_events as (
     select * from {{ ref('stg_feature_events') }}
 ),
 
--- At most one row per event name, so that the join below repeats no event.
+-- What one event of the name adds to each feature. At most one row per name, so that the join
+-- below repeats no event.
 features_of_event as (
     select
         event_name,
-        groupUniqArray(feature) as features
+        mapFromArrays(
+            groupUniqArray(toString(feature)), arrayWithConstant(uniqExact(feature), toUInt64(1))
+        ) as adopted
     from feature_events
     group by event_name
 )
@@ -34,7 +37,7 @@ select
     countIf(event_classes.event_class = 'business') as business_events,
     countIf(event_classes.event_class = 'technical') as technical_events,
     toBool(business_events > 0) as is_business_active,
-    arraySort(groupUniqArrayArray(features_of_event.features)) as features_used
+    sumMap(features_of_event.adopted) as feature_events
 from events
 left join event_classes on events.name = event_classes.event_name
 left join features_of_event on events.name = features_of_event.event_name
