@@ -92,6 +92,22 @@ def test_every_mart_has_an_enforced_contract(models: dict[str, dict]) -> None:
         assert all(column["data_type"] for column in model["columns"].values()), name
 
 
+PERSONAL_COLUMNS = {"anonymous_user_id", "session_id", "session_key", "event_id"}
+
+
+def test_no_mart_has_a_row_about_a_person(models: dict[str, dict]) -> None:
+    for name, model in models.items():
+        if model["schema"] == "marts":
+            assert not PERSONAL_COLUMNS & model["columns"].keys(), name
+
+
+def test_stored_personal_data_is_registered_for_erasure(models: dict[str, dict]) -> None:
+    for name, model in models.items():
+        if model["config"]["materialized"] != "view":
+            registered = set(model["config"]["meta"].get("personal_data", []))
+            assert registered == PERSONAL_COLUMNS & model["columns"].keys(), name
+
+
 def test_documented_columns_are_the_real_ones(
     client: Client, dbt: Dbt, models: dict[str, dict]
 ) -> None:
