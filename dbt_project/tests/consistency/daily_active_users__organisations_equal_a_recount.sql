@@ -8,15 +8,18 @@
 
 with
 
+business_events as (
+    select event_name as name from {{ ref('stg_event_classes') }}
+    where event_class = 'business'
+),
+
 recount as (
     select
         org_id_hash,
         {{ reporting_day('occurred_at') }} as day,
         uniqExact(anonymous_user_id) as active_anonymous_users,
-        uniqExactIf(
-            anonymous_user_id,
-            name in (select event_name from {{ ref('stg_event_classes') }} where event_class = 'business')
-        ) as business_active_users,
+        uniqExactIf(anonymous_user_id, name in (select business_events.name from business_events))
+            as business_active_users,
         countIf(anonymous_user_id is not null) as events
     from {{ source('raw', 'product_telemetry_events') }}
     where org_id_hash is not null and {{ in_reference_window(reporting_day('occurred_at')) }}

@@ -23,10 +23,10 @@ recount as (
     select
         mart.day as day,
         uniqExactIf(user_days.anonymous_user_id, user_days.day > mart.day - 7) as weekly_active_anonymous_users,
-        uniqExactIf(user_days.anonymous_user_id, user_days.day > mart.day - 7 and is_business_active)
+        uniqExactIf(user_days.anonymous_user_id, user_days.day > mart.day - 7 and user_days.is_business_active)
             as weekly_business_active_users,
         uniqExact(user_days.anonymous_user_id) as monthly_active_anonymous_users,
-        uniqExactIf(user_days.anonymous_user_id, is_business_active) as monthly_business_active_users
+        uniqExactIf(user_days.anonymous_user_id, user_days.is_business_active) as monthly_business_active_users
     from mart
     cross join {{ ref('int_user_days') }} as user_days
     where user_days.day > mart.day - 30 and user_days.day <= mart.day

@@ -1,4 +1,4 @@
--- Adopters over all organisations equal a recount from days of use by users who were active in that organisation and week.
+-- Adopters over all organisations equal a recount of days of use by users active in that organisation and week.
 {{ config(
     meta={
         'description': 'Adopters of each feature and week equal a plain recount of active users who used it.',

@@ -6,6 +6,12 @@
     }
 ) }}
 
+with
+
+event_classes as (
+    select * from {{ ref('stg_event_classes') }}
+)
+
 select distinct name
 from {{ source('raw', 'product_telemetry_events') }}
-where name not in (select event_name from {{ ref('stg_event_classes') }})
+where name not in (select event_classes.event_name from event_classes)

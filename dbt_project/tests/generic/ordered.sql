@@ -3,9 +3,6 @@
 
 select {{ columns | join(', ') }}
 from {{ model }}
-where
-    {%- for column in columns[1:] %}
-    {{ 'or ' if not loop.first }}{{ columns[loop.index0] }} > {{ column }}
-    {%- endfor %}
+where {% for column in columns[1:] %}{{ columns[loop.index0] }} > {{ column }}{{ ' or ' if not loop.last }}{% endfor %}
 
 {% endtest %}

@@ -12,7 +12,8 @@ reference_query as (
     select
         {{ reporting_day('occurred_at') }} as day,
         count() as sessions_ended,
-        quantiles(0.5, 0.75, 0.9, 0.95)(JSONExtractInt(payload_json, 'durationMs')) as duration_ms_quantiles,
+        quantiles(0.5, 0.75, 0.9, 0.95)(JSONExtractInt(payload_json, 'durationMs'))  -- noqa: LT01
+            as duration_ms_quantiles,
         avg(JSONExtractInt(payload_json, 'pagesViewed')) as avg_pages_viewed,
         avg(JSONExtractInt(payload_json, 'interactions')) as avg_interactions
     from {{ source('raw', 'product_telemetry_events') }}
@@ -55,7 +56,8 @@ different_values as (
     inner join mart on reference_query.day = mart.day
     where
         arrayExists(
-            (expected, actual) -> abs(expected - actual) > (1 + expected) * if(sessions_ended <= 8192, 1e-9, 0.05),
+            (expected, actual) -> abs(expected - actual)  -- noqa: RF02
+            > (1 + expected) * if(sessions_ended <= 8192, 1e-9, 0.05),  -- noqa: RF02
             reference_query.duration_ms_quantiles,
             mart.duration_ms_quantiles
         )
