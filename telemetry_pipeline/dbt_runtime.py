@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from telemetry_pipeline.config import load_config
 from telemetry_pipeline.errors import TelemetryError
 from telemetry_pipeline.paths import Project
 from telemetry_pipeline.warehouse.client import Address
@@ -23,6 +24,7 @@ def dbt_environment(project: Project, address: Address | None) -> dict[str, str]
         "DBT_TARGET_PATH": str(project.dbt_target_dir),
         "DBT_LOG_PATH": str(project.data_dir / "dbt" / "logs"),
         "DBT_SEND_ANONYMOUS_USAGE_STATS": "false",
+        "DBT_REPORTING_TIMEZONE": load_config(project.config_file).reporting.timezone,
     }
     if address is not None:
         environment |= {
@@ -48,13 +50,15 @@ def ensure_manifest(project: Project) -> Path:
     target = project.dbt_target_dir
     target.mkdir(parents=True, exist_ok=True)
     manifest, stamp = target / "manifest.json", target / "manifest.sources"
-    wanted = _sources_hash(project.dbt_dir)
+    environment = dbt_environment(project, None)
+    # The time zone is a constant of the manifest: another one is another manifest.
+    wanted = f"{_sources_hash(project.dbt_dir)} {environment['DBT_REPORTING_TIMEZONE']}"
     with _locked(target / "manifest.lock"):
         if manifest.exists() and stamp.exists() and stamp.read_text() == wanted:
             return manifest
         parsed = subprocess.run(
             [dbt_executable(), "parse", "--quiet", "--project-dir", str(project.dbt_dir)],
-            env=os.environ | dbt_environment(project, None),
+            env=os.environ | environment,
             capture_output=True,
             text=True,
             check=False,

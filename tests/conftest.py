@@ -14,16 +14,12 @@ from pathlib import Path
 
 import pytest
 from clickhouse_connect.driver.client import Client
+from fresh import empty_warehouse, make_project
 
-from telemetry_pipeline.identity.keys import create_missing_keys
 from telemetry_pipeline.paths import Project
 from telemetry_pipeline.warehouse.client import Address, connect, parse_url
 from telemetry_pipeline.warehouse.embedded import read_endpoint, read_users
 from telemetry_pipeline.warehouse.migrate import migrate
-
-REPOSITORY = Path(__file__).resolve().parent.parent
-OURS = ("raw", "ops", "privacy", "staging", "intermediate", "marts")
-MARK = "telemetry_test_server"
 
 
 @pytest.fixture(scope="session")
@@ -51,21 +47,11 @@ def warehouse_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Addr
 
 
 @pytest.fixture
-def project(
-    tmp_path: Path, warehouse_address: Address, monkeypatch: pytest.MonkeyPatch
-) -> Project:
+def project(tmp_path: Path, warehouse_address: Address, monkeypatch: pytest.MonkeyPatch) -> Project:
     """A project of its own: this repository's policy, fresh keys, and the test warehouse."""
     root = tmp_path / "project"
     root.mkdir()
-    shutil.copy(REPOSITORY / "telemetry.yaml", root)
-    shutil.copytree(REPOSITORY / "catalog", root / "catalog")
-    project = Project(root=root, data_dir=root / ".data")
-    project.sink_dir.mkdir(parents=True)
-    create_missing_keys(project.keys_dir)
-    monkeypatch.setenv("TELEMETRY_ROOT", str(root))
-    monkeypatch.setenv("TELEMETRY_DATA_DIR", str(project.data_dir))
-    monkeypatch.setenv("CLICKHOUSE_URL", warehouse_address.url)
-    return project
+    return make_project(root, warehouse_address, monkeypatch)
 
 
 @pytest.fixture
@@ -77,15 +63,30 @@ def client(project: Project) -> Iterator[Client]:
         yield client
 
 
-def empty_warehouse(client: Client) -> None:
-    """Drop what is ours; refuses a server that holds data of ours which no test put there."""
-    there = {row[0] for row in client.query("SHOW DATABASES").result_rows}
-    if MARK not in there and there.intersection(OURS):
-        pytest.exit(
-            f"the server at CLICKHOUSE_URL has databases {sorted(there.intersection(OURS))} that no "
-            "test made; the tests drop them and so refuse to run there",
-            returncode=4,
-        )
-    client.command(f"CREATE DATABASE IF NOT EXISTS {MARK}")
-    for database in OURS:
-        client.command(f"DROP DATABASE IF EXISTS {database} SYNC")
+# -- suites that need more than Python -----------------------------------------------------
+
+NEEDS = {"chromium": "apt-get install chromium (or any package of it that puts it on PATH)"}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "needs(program): the suite needs this program on PATH")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Leave a test out when its program is missing; with REQUIRE_SERVICES=all that is a failure."""
+    for mark in item.iter_markers("needs"):
+        program = mark.args[0]
+        if shutil.which(program) is None:
+            if os.environ.get("REQUIRE_SERVICES") == "all":
+                pytest.fail(f"{program} is missing, and REQUIRE_SERVICES=all leaves nothing out")
+            pytest.skip(f"needs {program}: {NEEDS[program]}")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say which suites were left out and how to get them."""
+    skipped = {
+        (Path(report.nodeid.split("::")[0]).as_posix(), str(report.longrepr[2]))
+        for report in terminalreporter.stats.get("skipped", [])
+    }
+    for suite, reason in sorted(skipped):
+        terminalreporter.write_line(f"left out: {suite}: {reason.removeprefix('Skipped: ')}")

@@ -48,6 +48,10 @@ from telemetry_pipeline.warehouse.client import connect
 
 SETTLE_SECONDS = 600
 LIVE_EVENTS_A_SECOND = 2.0
+#: Events of the full demo; a smaller one has fewer people, not less busy ones.
+FULL_SIZE = 200_000
+#: A file is a slice here, and a slice has a fixed cost of a quarter of a second.
+ROTATE_MEGABYTES = 24
 
 
 class DemoError(TelemetryError):
@@ -63,7 +67,7 @@ class DemoOptions:
     once: bool = False
     dagster_port: int = 3000
     amplitude_port: int = 8091
-    events: int = 200_000
+    events: int = FULL_SIZE
 
 
 def run_demo(project: Project, options: DemoOptions, console: Console) -> DemoTotals | None:
@@ -162,7 +166,15 @@ def _emit_history(project: Project, events: int, console: Console) -> int:
         key = read_key("edge", project.keys_dir)
         with _bar(console, "emitting events through the OpenTelemetry SDK", events) as progress:
             manifest = emit(
-                staging, key.key_id, key.secret, datetime.now(UTC), events=events, progress=progress
+                staging,
+                key.key_id,
+                key.secret,
+                datetime.now(UTC),
+                events=events,
+                users=max(60, events * 1500 // FULL_SIZE),
+                organisations=max(8, events * 60 // FULL_SIZE),
+                progress=progress,
+                rotate_megabytes=ROTATE_MEGABYTES,
             )
         partial = note.with_suffix(".partial")
         partial.write_text(json.dumps({"emitted": manifest.emitted}))

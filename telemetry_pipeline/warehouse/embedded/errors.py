@@ -6,9 +6,13 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
+from telemetry_pipeline.errors import TelemetryError
 
-class EmbeddedWarehouseError(RuntimeError):
+
+class EmbeddedWarehouseError(TelemetryError):
     """The embedded warehouse cannot start or cannot go on; the message is one line for a person."""
+
+    exit_code = 5
 
 
 class QueryError(Exception):
