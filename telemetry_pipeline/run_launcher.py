@@ -25,7 +25,7 @@ class WatchedRunLauncher(DefaultRunLauncher):
 
     def check_run_worker_health(self, run: DagsterRun) -> CheckRunHealthResult:
         """RUNNING while the code server holds the run's process, else FAILED."""
-        server = self._get_grpc_client_for_termination(run.run_id)
+        server = self._get_grpc_client_for_termination(run.run_id)  # type: ignore[no-untyped-call]
         if server is None:
             return CheckRunHealthResult(WorkerStatus.FAILED, "its code server is not known")
         try:

@@ -16,6 +16,7 @@ from telemetry_pipeline.paths import Project
 from telemetry_pipeline.sources.base import Source
 from telemetry_pipeline.sources.otel_file import OtelFileSource
 from telemetry_pipeline.warehouse.client import connect
+from telemetry_pipeline.warehouse.retention import apply_retention
 
 #: A run hands back to the sensor after this much, so that marts follow during a backlog.
 MAX_RUN_BYTES = 4 * 1024**3
@@ -49,6 +50,7 @@ def ingest(
         dead_letter=read_key("dead_letter", project.keys_dir),
     )
     with closing(connect(project, session_id=new_session_id(), log_comment=run_id)) as client:
+        apply_retention(client, config.retention)
         publish_policy(client, config, catalog)
         loader = Loader(
             client=client,
