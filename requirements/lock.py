@@ -50,7 +50,13 @@ def write() -> None:
         constraint = ["-c", "requirements/dev.lock"] if name != "dev.lock" else []
         resolved = subprocess.run(
             [
-                *(Path(sys.executable).parent / "uv", "pip", "compile", "pyproject.toml", "--quiet"),
+                *(
+                    Path(sys.executable).parent / "uv",
+                    "pip",
+                    "compile",
+                    "pyproject.toml",
+                    "--quiet",
+                ),
                 *("--universal", "--python-version", "3.11", "--generate-hashes"),
                 *("--no-emit-index-url", "--no-annotate", "--no-header", *extra, *constraint),
             ],
