@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from telemetry_pipeline.catalog.model import Attribute, Catalog, Column
+from telemetry_pipeline.catalog.model import Attribute, AttributeType, Catalog, Column
 
 #: An id that was hashed at the edge: `e<edge key id>_` and a SHA-256 in lower-case hex.
 EDGE_ID_PATTERN = "^e[a-z0-9]{1,16}_[0-9a-f]{64}$"
 
 _KINDS = {"string": 1, "int": 2, "double": 3, "boolean": 4}
-_INT64 = 9_223_372_036_854_775_807
+_COLUMN_TYPES = {"int": "Int64", "double": "Float64"}
+_INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 
 
 def catalog_fragments(catalog: Catalog) -> dict[str, str]:
@@ -35,8 +36,10 @@ def catalog_fragments(catalog: Catalog) -> dict[str, str]:
         "attribute_kinds": _number_array(_KINDS[item.type] for item in attributes),
         "attribute_payload_keys": string_array(item.payload_key or "" for item in attributes),
         "attribute_max_lengths": _number_array(item.max_length for item in attributes),
-        "attribute_minimums": _number_array(_bound(item.minimum, -_INT64) for item in attributes),
-        "attribute_maximums": _number_array(_bound(item.maximum, _INT64) for item in attributes),
+        "attribute_int_minimums": _limits(attributes, "int", "minimum", str(_INT64_MIN)),
+        "attribute_int_maximums": _limits(attributes, "int", "maximum", str(_INT64_MAX)),
+        "attribute_double_minimums": _limits(attributes, "double", "minimum", "-inf"),
+        "attribute_double_maximums": _limits(attributes, "double", "maximum", "inf"),
         "event_names": string_array(event.name for event in catalog.events),
         "event_required_counts": _number_array(len(keys) for keys in required),
         "event_required_keys": string_array(",".join(keys) for keys in required),
@@ -54,6 +57,12 @@ def catalog_fragments(catalog: Catalog) -> dict[str, str]:
         "event_id_key": _first_present(catalog, "event_id"),
         "schema_version_key": _first_present(catalog, "schema_version"),
         "edge_id_pattern": quote(EDGE_ID_PATTERN),
+        "identifier_keys": string_array(
+            item.key for item in attributes if item.pii == "pseudonymise"
+        ),
+        "unstored_keys": ", ".join(
+            quote(key) for key in ("", *(item.key for item in attributes if item.pii == "drop"))
+        ),
     }
 
 
@@ -75,8 +84,14 @@ def _id_set(values: Iterable[int]) -> str:
     return "(" + ", ".join(str(value) for value in (*values, -1)) + ")"
 
 
-def _bound(limit: float | None, otherwise: int) -> float:
-    return otherwise if limit is None else limit
+def _limits(
+    attributes: tuple[Attribute, ...], kind: AttributeType, limit: str, otherwise: str
+) -> str:
+    """The limits of the attributes of one type. Cast from text: literals have a type of their own,
+    and an array of whole and broken numbers has none."""
+    limits = [getattr(item, limit) if item.type == kind else None for item in attributes]
+    texts = (otherwise if value is None else repr(value) for value in limits)
+    return f"CAST({string_array(texts)}, 'Array({_COLUMN_TYPES[kind]})')"
 
 
 def _enum_check(attributes: tuple[Attribute, ...], ids: dict[str, int]) -> str:

@@ -21,14 +21,17 @@ _EARLY = ("undecodable", "not_logs", "not_an_event", "consent_absent", "consent_
 #: Reasons the staging statement finds for which the record goes to the dead letters.
 _STAGED_REJECTIONS = ("unknown_event", "raw_identifier", "invalid_attribute", "missing_attribute")
 
+#: Every kind as text: a value of another type than its key says is then seen, and not taken for
+#: an absent one.
 _ANY_VALUE = (
-    "Tuple(stringValue Nullable(String), intValue Nullable(String), doubleValue Nullable(Float64), "
-    "boolValue Nullable(Bool), arrayValue Nullable(String), kvlistValue Nullable(String), "
+    "Tuple(stringValue Nullable(String), intValue Nullable(String), doubleValue Nullable(String), "
+    "boolValue Nullable(String), arrayValue Nullable(String), kvlistValue Nullable(String), "
     "bytesValue Nullable(String))"
 )
 _ATTRIBUTES = f"Array(Tuple(key String, value {_ANY_VALUE}))"
 _RECORD = (
-    "Tuple(timeUnixNano String, observedTimeUnixNano String, eventName String, "
+    # `body` is read nowhere: it tells a log record that has nothing else from no log record.
+    "Tuple(timeUnixNano String, observedTimeUnixNano String, eventName String, body String, "
     f"attributes {_ATTRIBUTES})"
 )
 _RESOURCE_ATTRIBUTES = "Array(Tuple(key String, value Tuple(stringValue Nullable(String))))"

@@ -103,8 +103,11 @@ WITH
                     OR session_pseudonym IN (SELECT subject FROM privacy.consent_withdrawals WHERE subject_kind = 'session'),
                     'consent_withdrawn',
                 hashed.reason != '', hashed.reason,
-                is_repeated AND first_seen.first_identity != tuple(toString(hashed.event_name), hashed.claimed_ms),
-                    'event_id_conflict',
+                is_repeated AND (
+                    first_seen.first_identity.1 != toString(hashed.event_name)
+                    -- An event that came without any time has none to compare.
+                    OR (hashed.claimed_ms != 0 AND hashed.claimed_ms != first_seen.first_identity.2)
+                ), 'event_id_conflict',
                 ''
             ) AS final_reason,
             multiIf(
@@ -116,13 +119,19 @@ WITH
             if(
                 verdict != 'rejected', '',
                 if(record_json != '', record_json,
-                   toJSONString(map('eventName', toString(event_name), 'event.id', event_id_text,
-                                    'service.name', toString(service_name), 'payload', payload_json)))
+                   toJSONString(map(
+                       'eventName', toString(event_name), 'event.id', event_id_text,
+                       'timeUnixMilli', toString(claimed_ms), 'service.name', toString(service_name),
+                       'schema.version', toString(schema_version), 'organisation', toString(org_edge_id),
+                       'user', toString(user_edge_id), 'session', toString(session_edge_id),
+                       'route', toString(route_pattern), 'payload', payload_json
+                   )))
             ) AS rejected_json,
             if(
                 verdict = 'rejected',
-                -- Drawn from the payload itself under its own key: never the same for two payloads.
-                substring(HMAC('SHA256', concat(toString(position), ':', rejected_json),
+                -- Drawn from the payload and its place under its own key: never the same for two dead
+                -- letters (one nonce for two messages would give away what authenticates them).
+                substring(HMAC('SHA256', concat(toString({batch_id:UInt64}), ':', toString(position), ':', rejected_json),
                                {secret_key_dead_letter_nonce:String}), 1, 12),
                 ''
             ) AS nonce

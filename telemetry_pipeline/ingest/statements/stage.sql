@@ -11,8 +11,10 @@ WITH
     {{attribute_kinds}} AS attribute_kinds,
     {{attribute_payload_keys}} AS attribute_payload_keys,
     {{attribute_max_lengths}} AS attribute_max_lengths,
-    {{attribute_minimums}} AS attribute_minimums,
-    {{attribute_maximums}} AS attribute_maximums,
+    {{attribute_int_minimums}} AS int_minimums,
+    {{attribute_int_maximums}} AS int_maximums,
+    {{attribute_double_minimums}} AS double_minimums,
+    {{attribute_double_maximums}} AS double_maximums,
     {{event_names}} AS event_names,
     {{event_required_counts}} AS event_required_counts,
     {{event_required_keys}} AS event_required_keys,
@@ -28,10 +30,29 @@ WITH
                 JSONType(line) != 'Object', 'undecodable',
                 JSONType(line, 'resourceLogs') != 'Array', 'not_logs',
                 ''
-            ) AS line_problem,
-            JSONExtract(line, 'resourceLogs', '{{resource_logs_type}}') AS resource_logs
+            ) AS json_problem,
+            JSONExtract(line, 'resourceLogs', '{{resource_logs_type}}') AS resource_logs,
+            arrayFlatten(arrayMap(
+                in_resource -> arrayMap(
+                    in_scope -> arrayMap(
+                        log_record -> tuple(
+                            ifNull(
+                                in_resource.resource.attributes.value.stringValue[
+                                    indexOf(in_resource.resource.attributes.key, 'service.name')
+                                ],
+                                ''
+                            ),
+                            log_record
+                        ),
+                        in_scope.logRecords
+                    ),
+                    in_resource.scopeLogs
+                ),
+                resource_logs
+            )) AS found_records,
+            if(json_problem = '' AND empty(found_records), 'not_logs', json_problem) AS line_problem
         FROM input('line String')
-        WHERE trimBoth(line) != ''
+        WHERE trimBoth(line, ' \t\r') != ''
     ),
 
     records AS
@@ -51,24 +72,7 @@ WITH
                 if(line_problem = '', '', line) AS problem_line,
                 if(
                     line_problem = '',
-                    arrayFlatten(arrayMap(
-                        in_resource -> arrayMap(
-                            in_scope -> arrayMap(
-                                log_record -> tuple(
-                                    ifNull(
-                                        in_resource.resource.attributes.value.stringValue[
-                                            indexOf(in_resource.resource.attributes.key, 'service.name')
-                                        ],
-                                        ''
-                                    ),
-                                    log_record
-                                ),
-                                in_scope.logRecords
-                            ),
-                            in_resource.scopeLogs
-                        ),
-                        resource_logs
-                    )),
+                    found_records,
                     -- A placeholder: what cannot be decoded still counts as one record.
                     [tuple('', defaultValueOfTypeName('{{record_type}}'))]
                 ) AS line_records
@@ -99,20 +103,14 @@ WITH
                 record.attributes.value.bytesValue
             ) AS kinds,
             arrayMap(
-                (kind, s, i, d, b, a, m, y) -> multiIf(
-                    kind = 1, assumeNotNull(s),
-                    kind = 2, assumeNotNull(i),
-                    kind = 3, toString(assumeNotNull(d)),
-                    kind = 4, if(assumeNotNull(b), 'true', 'false'),
-                    ifNull(coalesce(a, m, y), '')
-                ),
-                kinds,
+                (s, i, d, b, a, m, y) -> ifNull(coalesce(s, i, d, b, a, m, y), ''),
                 record.attributes.value.stringValue, record.attributes.value.intValue,
                 record.attributes.value.doubleValue, record.attributes.value.boolValue,
                 record.attributes.value.arrayValue, record.attributes.value.kvlistValue,
                 record.attributes.value.bytesValue
             ) AS texts,
             arrayMap((key, kind) -> if(kind = 0, '', key), record.attributes.key, kinds) AS keys,
+            arrayEnumerateUniq(keys) AS occurrences,
             multiIf(
                 record.eventName != '', record.eventName,
                 has(keys, 'otel.event.name'), texts[indexOf(keys, 'otel.event.name')],
@@ -124,7 +122,7 @@ WITH
                 (key, occurrence) -> if(
                     known AND occurrence = 1, transform(concat(name, '\n', key), pairs, pair_ids, 0), 0
                 ),
-                keys, arrayEnumerateUniq(keys)
+                keys, occurrences
             ) AS record_pairs,
             arrayMap(pair -> pair_attributes[pair], record_pairs) AS ids,
             least(
@@ -133,10 +131,11 @@ WITH
             ) AS claimed_ns,
             least(toUInt64OrZero(observed_text), 10413791999000000000) AS observed_ns,
             {{slice_time_ms}} AS slice_time_ms,
-            if(claimed_ns = 0, slice_time_ms, intDiv(claimed_ns, 1000000)) AS claimed_time_ms,
+            intDiv(claimed_ns, 1000000) AS claimed_time_ms,
             intDiv(observed_ns, 1000000) AS observed_time_ms,
             -- A clock that runs ahead must not put rows into the future.
             multiIf(
+                claimed_ns = 0, slice_time_ms,
                 claimed_time_ms <= slice_time_ms + {{clock_tolerance_ms}}, claimed_time_ms,
                 observed_time_ms BETWEEN 1 AND slice_time_ms + {{clock_tolerance_ms}}, observed_time_ms,
                 slice_time_ms
@@ -157,11 +156,10 @@ WITH
             match(org_value, {{edge_id_pattern}}) AS org_is_edge,
             match(user_value, {{edge_id_pattern}}) AS user_is_edge,
             match(session_value, {{edge_id_pattern}}) AS session_is_edge,
-            multiIf(
-                org_key != '' AND NOT org_is_edge, org_key,
-                user_key != '' AND NOT user_is_edge, user_key,
-                session_key != '' AND NOT session_is_edge, session_key,
-                ''
+            -- Every id counts, also one that another of the same column outranks.
+            arrayFirst(
+                key -> has(keys, key) AND NOT match(texts[indexOf(keys, key)], {{edge_id_pattern}}),
+                {{identifier_keys}}
             ) AS raw_identifier_key,
             {{consent_key}} AS consent_key,
             texts[indexOf(keys, consent_key)] AS consent,
@@ -169,16 +167,16 @@ WITH
                 (id, kind, text) -> id != 0 AND NOT multiIf(
                     id IN {{unchecked_attributes}}, 1,
                     attribute_kinds[id] = 1, kind = 1
-                        AND length(text) <= attribute_max_lengths[id]
+                        AND lengthUTF8(text) <= attribute_max_lengths[id]
                         AND ({{enum_check}})
                         AND ({{pattern_check}}),
                     attribute_kinds[id] = 2, kind = 2
                         AND isNotNull(toInt64OrNull(text))
-                        AND toInt64OrZero(text) BETWEEN attribute_minimums[id] AND attribute_maximums[id],
-                    attribute_kinds[id] = 3, kind IN (2, 3)
-                        AND isFinite(toFloat64OrZero(text))
-                        AND toFloat64OrZero(text) BETWEEN attribute_minimums[id] AND attribute_maximums[id],
-                    kind = 4
+                        AND toInt64OrZero(text) BETWEEN int_minimums[id] AND int_maximums[id],
+                    attribute_kinds[id] = 3, (kind = 3 OR kind = 2 AND isNotNull(toInt64OrNull(text)))
+                        AND isFinite(ifNull(toFloat64OrNull(text), nan))
+                        AND toFloat64OrZero(text) BETWEEN double_minimums[id] AND double_maximums[id],
+                    kind = 4 AND text IN ('true', 'false')
                 ),
                 ids, kinds, texts
             ) AS first_invalid,
@@ -208,7 +206,9 @@ WITH
                 first_missing != '', 'missing_attribute',
                 ''
             ) AS reason,
-            reason IN ('', {{rejecting_reasons}}) AS kept
+            reason IN ('', {{rejecting_reasons}}) AS kept,
+            -- What a dead letter may keep: all but attributes that are never stored.
+            if(kept AND reason != '', arrayFilter(key -> key NOT IN ({{unstored_keys}}), keys), []) AS letter_keys
         FROM decoded
     )
 SELECT
@@ -245,7 +245,12 @@ SELECT
                 arrayMap(
                     (id, kind, text) -> concat(
                         '"', attribute_payload_keys[id], '":',
-                        multiIf(kind = 1, toJSONString(text), kind = 2, toString(toInt64OrZero(text)), text)
+                        multiIf(
+                            kind = 1, toJSONString(text),
+                            kind = 2, toString(toInt64OrZero(text)),
+                            kind = 3, toString(toFloat64OrZero(text)),
+                            text
+                        )
                     ),
                     arrayFilter(id -> attribute_payload_keys[id] != '', ids),
                     arrayFilter((kind, id) -> attribute_payload_keys[id] != '', kinds, ids),
@@ -257,7 +262,15 @@ SELECT
         ),
         ''
     ) AS payload_json,
-    if(reason = '', arrayCount((id, key) -> id = 0 AND key != '', ids, keys), 0) AS unknown_attributes,
+    if(
+        reason = '',
+        arrayCount(
+            (id, key, occurrence) ->
+                id = 0 AND occurrence = 1 AND key NOT IN ('', 'otel.event.name', 'event.name'),
+            ids, keys, occurrences
+        ),
+        0
+    ) AS unknown_attributes,
     multiIf(
         line_problem != '', problem_line,
         reason != '' AND kept, concat(
@@ -274,8 +287,8 @@ SELECT
                         multiIf(
                             kind = 1, concat('{"stringValue":', toJSONString(text), '}'),
                             kind = 2, concat('{"intValue":', toJSONString(text), '}'),
-                            kind = 3, concat('{"doubleValue":', if(isFinite(toFloat64OrZero(text)), text, toJSONString(text)), '}'),
-                            kind = 4, concat('{"boolValue":', text, '}'),
+                            kind = 3, concat('{"doubleValue":', toJSONString(text), '}'),
+                            kind = 4, concat('{"boolValue":', if(text IN ('true', 'false'), text, toJSONString(text)), '}'),
                             kind = 5, concat('{"arrayValue":', text, '}'),
                             kind = 6, concat('{"kvlistValue":', text, '}'),
                             kind = 7, concat('{"bytesValue":', toJSONString(text), '}'),
@@ -283,8 +296,9 @@ SELECT
                         ),
                         '}'
                     ),
-                    if(kept AND reason != '', keys, []), if(kept AND reason != '', kinds, []),
-                    if(kept AND reason != '', texts, [])
+                    letter_keys,
+                    arrayFilter((kind, key) -> has(letter_keys, key), kinds, keys),
+                    arrayFilter((text, key) -> has(letter_keys, key), texts, keys)
                 ),
                 ','
             ),
