@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any
 
 from clickhouse_connect.driver.client import Client
 
-from telemetry_pipeline.sources.base import Loss, Position, Slice, SliceData
+from telemetry_pipeline.sources.base import Loss, Position, Slice
 
 #: A claim's insert must have begun within this time of the claim.
 DEADLINE_SECONDS = 30
@@ -48,30 +48,52 @@ class OpenClaim:
 
 @dataclass(frozen=True)
 class Landed:
-    """What a batch left in the warehouse, counted. Unit: log records."""
+    """What a batch left in each target, and what its own counts say. Unit: log records.
 
+    `events`, `dead_letters` (by reason) and `touched` are counted in their tables; `attempt` and
+    the rest come from the counts, which are one block: all there or none (attempt 0).
+    """
+
+    attempt: int
+    attempts: int
     events: int
-    dead_letters: int
+    dead_letters: Mapping[str, int]
+    touched: int
     received: int
     accepted: int
     duplicates: int
     rejected: Mapping[str, int]
     dropped: Mapping[str, int]
     unknown_attributes: int
-    attempts: int
 
     @property
     def is_whole(self) -> bool:
-        """Every target holds what one attempt counted. The counts are one block: all or nothing."""
+        """Every target holds what one attempt counted; true of a slice without records, too."""
         return (
-            self.attempts == 1
-            and self.events == self.accepted
-            and self.dead_letters == sum(self.rejected.values())
+            self.attempts <= 1
+            and self.events == self.touched == self.accepted
+            and self.dead_letters == self.rejected
         )
 
     @property
     def is_empty(self) -> bool:
-        return self.attempts == 0 and self.events == 0 and self.dead_letters == 0
+        return self.attempts == 0 and self.events == 0 and not self.dead_letters
+
+    def as_found(self) -> Landed:
+        """A torn batch, counted by the rows that are there, for when it cannot be replayed."""
+        duplicates = self.duplicates if self.attempts <= 1 else 0
+        dropped = self.dropped if self.attempts <= 1 else {}
+        return replace(
+            self,
+            received=self.events
+            + duplicates
+            + sum(self.dead_letters.values())
+            + sum(dropped.values()),
+            accepted=self.events,
+            duplicates=duplicates,
+            rejected=self.dead_letters,
+            dropped=dropped,
+        )
 
 
 @dataclass(frozen=True)
@@ -118,13 +140,21 @@ class Ledger:
             for row in rows
         ]
 
-    def claim(self, cut: SliceData, attempt: int, terms: ClaimTerms) -> Claim | None:
+    def claim(
+        self,
+        wanted: Slice,
+        attempt: int,
+        terms: ClaimTerms,
+        *,
+        bytes_sha256: str,
+        tail_sha256: str,
+    ) -> Claim | None:
         """Try to own (slice, attempt); None when another writer does."""
         key = {
-            "source": cut.slice.source,
-            "partition": cut.slice.partition,
-            "epoch": cut.slice.epoch,
-            "start_offset": cut.slice.start,
+            "source": wanted.source,
+            "partition": wanted.partition,
+            "epoch": wanted.epoch,
+            "start_offset": wanted.start,
             "attempt": attempt,
         }
         claim_id = uuid.uuid4()
@@ -133,19 +163,19 @@ class Ledger:
             key
             | vars(terms)
             | {
-                "end_offset": cut.slice.end,
-                "batch_id": cut.slice.batch_id,
+                "end_offset": wanted.end,
+                "batch_id": wanted.batch_id,
                 "claim_id": str(claim_id),
                 "deadline_seconds": DEADLINE_SECONDS,
-                "bytes_sha256": cut.sha256,
-                "tail_sha256": cut.tail_sha256,
+                "bytes_sha256": bytes_sha256,
+                "tail_sha256": tail_sha256,
             },
             token=json.dumps(["claim", *key.values()]),
         )
         (owner,) = self._rows("owner.sql", key)
         if uuid.UUID(str(owner["claim_id"])) != claim_id:
             return None
-        return Claim(cut.slice, attempt, owner["slice_time_ms"], owner["deadline_ms"])
+        return Claim(wanted, attempt, owner["slice_time_ms"], owner["deadline_ms"])
 
     def landed(self, batch_id: int) -> Landed:
         (row,) = self._rows("landed.sql", {"batch_id": batch_id})
@@ -188,15 +218,20 @@ class Ledger:
             token=json.dumps(["result", wanted.batch_id, attempt]),
         )
 
-    def remove(self, batch_id: int) -> None:
-        """Delete what a torn insert left behind, in every target. Batch ids are not secret."""
+    def remove(self, batch_id: int, before_attempt: int) -> None:
+        """Delete what earlier attempts left behind, in every target. Batch ids are not secret.
+
+        Only the owner of `before_attempt` may call this; its own rows and those of whoever takes
+        over from it stay, however late it wakes up.
+        """
         for table in (
             "raw.product_telemetry_events_storage",
             "raw.dead_letters",
             "ops.slice_counts",
         ):
             self._client.command(
-                f"DELETE FROM {table} WHERE batch_id = {batch_id:d}",
+                f"DELETE FROM {table} WHERE batch_id = {batch_id:d} "
+                f"AND attempt < {before_attempt:d}",
                 settings={"lightweight_deletes_sync": 2},
             )
 

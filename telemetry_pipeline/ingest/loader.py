@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from clickhouse_connect.driver.client import Client
+from clickhouse_connect.driver.exceptions import DatabaseError
 
 from telemetry_pipeline.errors import TelemetryError
 from telemetry_pipeline.identity.keys import Key
@@ -22,7 +23,7 @@ from telemetry_pipeline.ingest.ledger import (
     query_id_of,
 )
 from telemetry_pipeline.ingest.statements import Contract
-from telemetry_pipeline.sources.base import Loss, SliceData, Source
+from telemetry_pipeline.sources.base import Loss, Slice, SliceData, Source
 
 log = logging.getLogger(__name__)
 
@@ -128,24 +129,46 @@ class Loader:
         """
         report = IngestReport()
         self._keep_contract()
-        self._finish_open_claims(report)
+        failed = self._finish_open_claims(report)
         for loss in self.source.losses(self._ledger.positions()):
             log.warning("source %s: %s was cut off and began anew", loss.slice.source, loss.reason)
             self._ledger.record_loss(loss)
+        while self._load_new(report, max_bytes, on_slice):
+            pass
+        report.waiting_bytes = self.source.waiting_bytes(self._ledger.positions())
+        if failed:
+            raise IngestError(f"{len(failed)} slices stay open; the first: {failed[0]}")
+        return report
+
+    def _load_new(
+        self,
+        report: IngestReport,
+        max_bytes: int,
+        on_slice: Callable[[IngestReport], None] | None,
+    ) -> bool:
+        """Land what is new; returns whether to plan again, because another run got in between.
+
+        A slice that another run owns may end elsewhere than the one that was cut here: what
+        follows it is known only from the ledger.
+        """
         for cut in self.source.read_new(self._ledger.positions()):
-            self._load(cut, attempt=1, report=report)
+            claim = self._claim(cut, attempt=1)
+            if claim is None:
+                log.info("slice %s is another run's", cut.slice)
+                return True
+            self._load(claim, cut, report)
             if on_slice is not None:
                 on_slice(report)
             if report.bytes >= max_bytes:
                 break
-        report.waiting_bytes = self.source.waiting_bytes(self._ledger.positions())
-        return report
+        return False
 
-    def _load(self, cut: SliceData, attempt: int, report: IngestReport) -> None:
-        claim = self._ledger.claim(cut, attempt, self._terms)
-        if claim is None:
-            log.info("slice %s is another run's", cut.slice)
-            return
+    def _claim(self, cut: SliceData, attempt: int) -> Claim | None:
+        return self._ledger.claim(
+            cut.slice, attempt, self._terms, bytes_sha256=cut.sha256, tail_sha256=cut.tail_sha256
+        )
+
+    def _load(self, claim: Claim, cut: SliceData, report: IngestReport) -> None:
         with self._staged(claim, cut) as received:
             self._land(claim)
         landed = self._ledger.landed(cut.slice.batch_id)
@@ -154,7 +177,7 @@ class Loader:
                 f"{cut.slice}: received {received} records, landed {landed}; the slice stays open "
                 "and is taken over after its deadline"
             )
-        self._settle(claim, landed)
+        self._settle(claim.slice, claim.attempt, landed)
         report.add(landed, len(cut.data))
 
     @contextmanager
@@ -193,41 +216,61 @@ class Loader:
             },
         )
 
-    def _settle(self, claim: Claim, landed: Landed) -> None:
+    def _settle(self, wanted: Slice, attempt: int, landed: Landed) -> None:
         # The days are touched again before the result: a mart built between the insert and this
         # line has read a batch that was not checked yet, and must count as stale.
-        self._ledger.touch(claim.slice, claim.attempt, "settled", self.timezone)
-        self._ledger.finish(claim.slice, claim.attempt, landed)
+        self._ledger.touch(wanted, attempt, "settled", self.timezone)
+        self._ledger.finish(wanted, attempt, landed)
 
-    def _finish_open_claims(self, report: IngestReport) -> None:
+    def _finish_open_claims(self, report: IngestReport) -> list[Exception]:
+        """Take over what is due. A slice that fails again must not keep new ones waiting."""
+        failed: list[Exception] = []
         for left in self._ledger.open_claims():
             if left.may_be_taken_over:
-                self._take_over(left, report)
+                try:
+                    self._take_over(left, report)
+                except (IngestError, DatabaseError) as error:
+                    log.error("source %s: %s failed again", left.slice.source, left.slice)
+                    failed.append(error)
+        return failed
 
     def _take_over(self, left: OpenClaim, report: IngestReport) -> None:
-        batch_id = left.slice.batch_id
-        self._ledger.kill(query_id_of(batch_id, left.attempt))
-        landed = self._ledger.landed(batch_id)
-        data = self.source.read_again(left.slice, self._ledger.positions())
-        again = SliceData(left.slice, data or b"", left.tail_sha256)
-        readable = data is not None and again.sha256 == left.bytes_sha256
-        if landed.is_whole or (not readable and not landed.is_empty):
-            # All there; or torn and the bytes are gone: what landed is kept, the rest is lost.
-            if not landed.is_whole:
-                self._lose(left, report)
-            claim = Claim(left.slice, left.attempt, 0, 0)
-            self._settle(claim, landed)
+        """Bring a slice whose owner is gone to its end: count first, then heal if need be."""
+        self._ledger.kill(query_id_of(left.slice.batch_id, left.attempt))
+        landed = self._ledger.landed(left.slice.batch_id)
+        if landed.is_whole and not landed.is_empty:
+            self._settle(left.slice, landed.attempt, landed)
             report.add(landed, 0)
             report.recovered += 1
             return
-        if not readable:
-            self._lose(left, report)
+        data = self.source.read_again(left.slice, self._ledger.positions())
+        # Whoever owns the next attempt heals or gives up; nobody else may remove a row.
+        claim = self._ledger.claim(
+            left.slice,
+            left.attempt + 1,
+            self._terms,
+            bytes_sha256=left.bytes_sha256,
+            tail_sha256=left.tail_sha256,
+        )
+        if claim is None:
+            return
+        again = SliceData(left.slice, data or b"", left.tail_sha256)
+        if data is None or again.sha256 != left.bytes_sha256:
+            self._give_up(left, landed, report)
             return
         if not landed.is_empty:
-            self._ledger.touch(left.slice, left.attempt, "deleting", self.timezone)
-            self._ledger.remove(batch_id)
-        self._load(again, left.attempt + 1, report)
+            self._ledger.touch(left.slice, claim.attempt, "deleting", self.timezone)
+            self._ledger.remove(left.slice.batch_id, before_attempt=claim.attempt)
+        self._load(claim, again, report)
         report.recovered += 1
+
+    def _give_up(self, left: OpenClaim, landed: Landed, report: IngestReport) -> None:
+        """The bytes are gone or changed: what landed is kept and counted, the rest is lost."""
+        self._lose(left, report)
+        if not landed.is_empty:
+            found = landed.as_found()
+            self._settle(left.slice, found.attempt or left.attempt, found)
+            report.add(found, 0)
 
     def _lose(self, left: OpenClaim, report: IngestReport) -> None:
         log.error("source %s: the bytes of %s are gone or changed", left.slice.source, left.slice)
