@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from telemetry_pipeline.sources.base import Loss, Position, Positions, Slice, SliceData
+from telemetry_pipeline.errors import TelemetryError
+from telemetry_pipeline.sources.base import Loss, Positions, Slice, SliceData
 
 #: Some 50,000 records; larger slices gain little speed and cost memory (the bytes are held once).
 SLICE_BYTES = 32 * 1024 * 1024
@@ -25,12 +28,16 @@ HEAD_BYTES = 4096
 
 @dataclass(frozen=True)
 class _Found:
-    """A file of the sink, matched with the ledger: read on from `start` of (partition, epoch)."""
+    """A file of the sink, matched with the ledger: read on from `start` of (partition, epoch).
+
+    `tail_sha256` is the hash of the bytes before `start`.
+    """
 
     path: Path
     partition: str
     epoch: int
     start: int
+    tail_sha256: str
     size: int
     closed: bool
 
@@ -47,28 +54,47 @@ class OtelFileSource:
         """Bytes no claim covers yet. A half-written last line counts only once it is whole."""
         waiting = 0
         for found in self._find(positions):
-            with found.path.open("rb") as file:
-                end = self._end_of_whole_lines(file, found)
-            waiting += max(0, end - found.start)
+            with self._reopened(found, positions) as file:
+                if file is not None:
+                    waiting += max(0, self._end_of_whole_lines(file, found) - found.start)
         return waiting
 
     def read_new(self, positions: Positions) -> Iterator[SliceData]:
         for found in self._find(positions):
-            with found.path.open("rb") as file:
-                start = found.start
-                while (cut := self._cut(file, found, start)) is not None:
+            with self._reopened(found, positions) as file:
+                if file is None:
+                    continue
+                start, tail = found.start, found.tail_sha256
+                # A file that was cut off while it was being read is no longer this partition.
+                while _hash_before(file, start) == tail:
+                    cut = self._cut(file, found, start)
+                    if cut is None:
+                        break
                     yield cut
-                    start = cut.slice.end
+                    start, tail = cut.slice.end, cut.tail_sha256
 
     def read_again(self, wanted: Slice, positions: Positions) -> bytes | None:
-        for found in self._find(positions):
-            if (found.partition, found.epoch) != (wanted.partition, wanted.epoch):
-                continue
-            with found.path.open("rb") as file:
-                file.seek(wanted.start)
-                data = file.read(wanted.end - wanted.start)
-            if len(data) == wanted.end - wanted.start:
-                return data
+        """The claimed bytes. A rotation between listing and opening is no loss: it looks twice.
+
+        Raises TelemetryError when the sink's folder is not there: a volume that is not mounted
+        says nothing about what it holds.
+        """
+        if not self._active.parent.is_dir():
+            raise TelemetryError(
+                f"source {self.name}: {self._active.parent} is not there, and slices of it are "
+                "unfinished; mount it, or make it empty to give them up as lost"
+            )
+        for _ in range(2):
+            for found in self._find(positions):
+                if (found.partition, found.epoch) != (wanted.partition, wanted.epoch):
+                    continue
+                with self._reopened(found, positions) as file:
+                    if file is None:
+                        continue
+                    file.seek(wanted.start)
+                    data = file.read(wanted.end - wanted.start)
+                if len(data) == wanted.end - wanted.start:
+                    return data
         return None
 
     def losses(self, positions: Positions) -> list[Loss]:
@@ -84,10 +110,7 @@ class OtelFileSource:
     def _find(self, positions: Positions) -> list[_Found]:
         by_identity: dict[tuple[str, int], _Found] = {}
         for path in self._paths():
-            try:
-                found = self._match(path, positions)
-            except FileNotFoundError:
-                continue  # renamed since it was listed: the next look finds its new name
+            found = self._match(path, positions)
             if found is None:
                 continue
             # A copy of a file is the same file; the longer one has more to read.
@@ -98,25 +121,43 @@ class OtelFileSource:
 
     def _paths(self) -> list[Path]:
         pattern = f"{self._active.stem}-*{self._active.suffix}"
-        rotated = sorted(self._active.parent.glob(pattern))
-        return [*rotated, self._active] if self._active.exists() else rotated
+        return [*sorted(self._active.parent.glob(pattern)), self._active]
 
     def _match(self, path: Path, positions: Positions) -> _Found | None:
+        with _opened(path) as file:
+            return None if file is None else self._match_open(file, path, positions)
+
+    def _match_open(self, file: BinaryIO, path: Path, positions: Positions) -> _Found | None:
         closed = path != self._active
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            head = _head(file, closed=closed)
-            if head is None:
-                return None
-            partition = hashlib.sha256(head).hexdigest()[:32]
-            epochs = sorted(
-                (epoch for known, epoch in positions if known == partition), reverse=True
-            )
-            for epoch in epochs:
-                position = positions[partition, epoch]
-                if _continues(file, size, position):
-                    return _Found(path, partition, epoch, position.end, size, closed)
-        return _Found(path, partition, epochs[0] + 1 if epochs else 0, 0, size, closed)
+        size = os.fstat(file.fileno()).st_size
+        head = _head(file, closed=closed)
+        if head is None:
+            return None
+        partition = hashlib.sha256(head).hexdigest()[:32]
+        epochs = sorted((epoch for known, epoch in positions if known == partition), reverse=True)
+        for epoch in epochs:
+            position = positions[partition, epoch]
+            if size >= position.end and _hash_before(file, position.end) == position.tail_sha256:
+                return _Found(
+                    path, partition, epoch, position.end, position.tail_sha256, size, closed
+                )
+        fresh = epochs[0] + 1 if epochs else 0
+        return _Found(path, partition, fresh, 0, _hash_before(file, 0), size, closed)
+
+    @contextmanager
+    def _reopened(self, found: _Found, positions: Positions) -> Iterator[BinaryIO | None]:
+        """The file that was found, or None when another took its name since: that one is found
+        at the next look, under its own identity."""
+        with _opened(found.path) as file:
+            if file is not None:
+                now = self._match_open(file, found.path, positions)
+                is_same = now is not None and (now.partition, now.epoch, now.start) == (
+                    found.partition,
+                    found.epoch,
+                    found.start,
+                )
+                file = file if is_same else None
+            yield file
 
     def _cut(self, file: BinaryIO, found: _Found, start: int) -> SliceData | None:
         file.seek(start)
@@ -135,10 +176,8 @@ class OtelFileSource:
             return None
         data = data[:cut]
         end = start + cut
-        file.seek(max(0, end - TAIL_BYTES))
-        tail = file.read(end - max(0, end - TAIL_BYTES))
         wanted = Slice(self.name, found.partition, found.epoch, start, end)
-        return SliceData(wanted, data, hashlib.sha256(tail).hexdigest())
+        return SliceData(wanted, data, _hash_before(file, end))
 
     def _end_of_whole_lines(self, file: BinaryIO, found: _Found) -> int:
         if found.closed or found.size <= found.start:
@@ -160,21 +199,34 @@ def _head(file: BinaryIO, *, closed: bool) -> bytes | None:
     They never change while the file grows. Blank lines at the start belong to the head, but do
     not end it: many rotated files start with one.
     """
-    head = b""
-    while len(head) < HEAD_BYTES:
-        line = file.readline(HEAD_BYTES - len(head))
-        head += line
-        if line.endswith(b"\n") and line.strip():
-            return head
-        if not line:
-            return head if closed and head.strip() else None
-    return head
+    file.seek(0)
+    start = file.read(HEAD_BYTES)
+    blank = len(start) - len(start.lstrip(b"\r\n\t "))
+    newline = start.find(b"\n", blank)
+    if newline >= 0:
+        return start[: newline + 1]
+    if len(start) == HEAD_BYTES:
+        return start
+    return start if closed and blank < len(start) else None
 
 
-def _continues(file: BinaryIO, size: int, position: Position) -> bool:
-    if size < position.end:
-        return False
-    begin = max(0, position.end - TAIL_BYTES)
+def _hash_before(file: BinaryIO, end: int) -> str:
+    """The SHA-256 of the last bytes before `end`, in hex."""
+    begin = max(0, end - TAIL_BYTES)
     file.seek(begin)
-    tail = file.read(position.end - begin)
-    return hashlib.sha256(tail).hexdigest() == position.tail_sha256
+    return hashlib.sha256(file.read(end - begin)).hexdigest()
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO | None]:
+    """The file, or None when it is gone: renamed or deleted since it was listed."""
+    try:
+        # Unbuffered: a buffer would still give bytes of before a file was cut off.
+        file = path.open("rb", buffering=0)
+    except (FileNotFoundError, IsADirectoryError):
+        yield None
+        return
+    except OSError as error:
+        raise TelemetryError(f"{path} cannot be read: {error.strerror}") from None
+    with file:
+        yield file if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else None
