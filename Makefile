@@ -11,10 +11,10 @@ help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-14s %s\n", $$1, $$2}'
 
 demo: $(RUNTIME) ## a demo population's events become metrics; ARGS="--once --json" runs it headless
-	@$(BIN)/telemetry demo $(ARGS)
+	@$(BIN)/telemetry demo $(ARGS) || test $$? -eq 130 # 130: Ctrl-C
 
 dev: $(RUNTIME) ## the local stack for your own events
-	@$(BIN)/telemetry dev $(ARGS)
+	@$(BIN)/telemetry dev $(ARGS) || test $$? -eq 130
 
 test: $(DEV) ## every test; ARGS goes to pytest
 	@$(BIN)/python -m pytest $(ARGS)

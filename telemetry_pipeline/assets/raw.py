@@ -8,6 +8,7 @@ from typing import Any
 import dagster as dg
 from clickhouse_connect.driver.client import Client
 
+from telemetry_pipeline.assets.run_history import prune_runs
 from telemetry_pipeline.config import load_config
 from telemetry_pipeline.ingest.loader import IngestReport
 from telemetry_pipeline.ingest.run import ingest
@@ -82,6 +83,7 @@ def ingest_events(
     for source in sources:
         report = ingest(project, source, context.run_id, on_slice=_progress(context, source))
         _add(total, report)
+    prune_runs(context.instance, context.run.job_name)
     with closing(connect(project)) as client:
         shapes = {
             table: _shape(client, table)
