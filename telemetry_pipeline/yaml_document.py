@@ -62,7 +62,12 @@ def _build(file: Path, node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int]
         return _build_mapping(file, node, path, lines)
     if isinstance(node, yaml.SequenceNode):
         return [_build(file, item, (*path, index), lines) for index, item in enumerate(node.value)]
-    return yaml.SafeLoader("").construct_object(node)
+    try:
+        return yaml.SafeLoader("").construct_object(node)
+    except ValueError:  # 2026-13-41 is meant to be a date and is none
+        field = ".".join(map(str, path))
+        problem = "is not valid YAML; if it is text, put it in quotes"
+        raise PolicyError(file, lines[path], field, problem) from None
 
 
 def _build_mapping(

@@ -95,7 +95,7 @@ def _limits(
 
 
 def _enum_check(attributes: tuple[Attribute, ...], ids: dict[str, int]) -> str:
-    enums = [item for item in attributes if item.members and item.column is None]
+    enums = [item for item in attributes if item.members]
     if not enums:
         return "1"
     members = [f"{ids[item.key]}={member}" for item in enums for member in item.members]
