@@ -1,128 +1,37 @@
-"""A warehouse, and dbt as a person would run it, for the tests of the marts."""
+"""A warehouse without events, and dbt, for the tests of the marts."""
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator
 
 import clickhouse_connect
 import pytest
 from clickhouse_connect.driver.client import Client
-from history import REPOSITORY
+from dbt_command import Dbt
+from fresh import empty_warehouse
 
-from telemetry_pipeline.warehouse.client import Address, parse_url
-from telemetry_pipeline.warehouse.embedded import read_endpoint, read_users
+from telemetry_pipeline.warehouse.client import Address
 from telemetry_pipeline.warehouse.migrate import migrate
 
-DBT_PROJECT = REPOSITORY / "dbt_project"
-
-
-@dataclass
-class Dbt:
-    """The dbt command on the project, with everything it writes in a folder of the test session."""
-
-    address: Address
-    folder: Path
-    time_zone: str = "UTC"
-    holds: object = None  # what the warehouse was last built from
-
-    def build_once(self, source: object, prepare: Callable[[], None], *arguments: str) -> None:
-        """Prepares and runs dbt unless the warehouse already holds what comes of this source."""
-        if self.holds == source:
-            return
-        self.holds = None
-        prepare()
-        self.succeed(*arguments)
-        self.holds = source
-
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Runs dbt and returns its exit code and output."""
-        return subprocess.run(
-            [Path(sys.executable).with_name("dbt"), *arguments, "--profiles-dir", DBT_PROJECT],
-            cwd=DBT_PROJECT,
-            env=os.environ
-            | {
-                "DBT_CLICKHOUSE_HOST": self.address.host,
-                "DBT_CLICKHOUSE_PORT": str(self.address.port),
-                "DBT_CLICKHOUSE_USER": self.address.user,
-                "DBT_CLICKHOUSE_PASSWORD": self.address.password,
-                "DBT_CLICKHOUSE_SECURE": str(self.address.scheme == "https").lower(),
-                "DBT_TARGET_PATH": str(self.folder / "target"),
-                "DBT_LOG_PATH": str(self.folder / "logs"),
-                "DBT_USE_COLORS": "false",
-                "DBT_REPORTING_TIMEZONE": self.time_zone,
-            },
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-
-    def succeed(self, *arguments: str) -> None:
-        """Runs dbt; fails the test with dbt's own words."""
-        done = self.run(*arguments)
-        assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-
-    @property
-    def manifest(self) -> dict:
-        """The manifest of the last run."""
-        return json.loads((self.folder / "target" / "manifest.json").read_text())
-
-    def failures(self) -> set[str]:
-        """Names of what did not pass in the last run."""
-        results = json.loads((self.folder / "target" / "run_results.json").read_text())
-        return {
-            result["unique_id"].split(".")[2]
-            for result in results["results"]
-            if result["status"] not in ("success", "pass", "no-op")
-        }
-
 
 @pytest.fixture(scope="session")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Address]:
-    """CLICKHOUSE_URL where it is set, else an embedded warehouse of this test session."""
-    if url := os.environ.get("CLICKHOUSE_URL"):
-        yield parse_url(url)
-        return
-    folder = tmp_path_factory.mktemp("warehouse")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "telemetry_pipeline.warehouse.embedded", "--data-dir", folder],
-        stdout=subprocess.DEVNULL,
-    )
-    try:
-        ends = time.monotonic() + 60
-        while (endpoint := read_endpoint(folder)) is None:
-            assert process.poll() is None and time.monotonic() < ends, "no embedded warehouse"
-            time.sleep(0.05)
-        login = read_users(folder).writer
-        yield Address("http", endpoint.host, endpoint.port, login.name, login.password)
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(20)
-
-
-@pytest.fixture(scope="session")
-def client(address: Address) -> Iterator[Client]:
-    """A migrated warehouse's client."""
+def client(warehouse_address: Address) -> Iterator[Client]:
+    """A client of a warehouse that has all tables and no rows, for all tests of this folder."""
     with clickhouse_connect.get_client(
-        interface=address.scheme,
-        host=address.host,
-        port=address.port,
-        username=address.user,
-        password=address.password,
+        interface=warehouse_address.scheme,
+        host=warehouse_address.host,
+        port=warehouse_address.port,
+        username=warehouse_address.user,
+        password=warehouse_address.password,
         autogenerate_session_id=False,
     ) as client:
+        empty_warehouse(client)
         migrate(client)
         yield client
 
 
 @pytest.fixture(scope="session")
-def dbt(address: Address, client: Client, tmp_path_factory: pytest.TempPathFactory) -> Dbt:
-    return Dbt(address, tmp_path_factory.mktemp("dbt"))
+def dbt(
+    warehouse_address: Address, client: Client, tmp_path_factory: pytest.TempPathFactory
+) -> Dbt:
+    return Dbt(warehouse_address, tmp_path_factory.mktemp("dbt"))

@@ -8,7 +8,7 @@ from uuid import UUID
 
 import pytest
 from clickhouse_connect.driver.client import Client
-from conftest import Dbt
+from dbt_command import Dbt
 from history import Event, land, load, random_history
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from clickhouse_connect.driver.client import Client
-from conftest import Dbt
+from dbt_command import Dbt
 from history import REPOSITORY, load
 
 

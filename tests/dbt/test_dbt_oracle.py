@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 from clickhouse_connect.driver.client import Client
-from conftest import Dbt
+from dbt_command import Dbt
 from history import FEATURES, event_classes, load, random_history
 from oracle import Oracle, Row
 
