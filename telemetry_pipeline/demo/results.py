@@ -13,9 +13,6 @@ from telemetry_pipeline.demo.totals import DemoTotals
 from telemetry_pipeline.paths import Project
 from telemetry_pipeline.warehouse.client import connect
 
-#: The one column whose text may be long.
-WRAPPED = "why not"
-
 QUESTIONS = {
     "active_users.sql": "How many people used the product?",
     "adoption.sql": "Who adopts the two features that a front end cannot see?",
@@ -41,18 +38,15 @@ def print_results(project: Project, totals: DemoTotals, console: Console) -> Non
 
 
 def _conservation(totals: DemoTotals) -> Table:
-    table = _table(
-        "Every record is accounted for", "emitted", "received", "accepted", "twice", WRAPPED
-    )
-    refused = totals.rejected | totals.dropped
-    reasons = ", ".join(f"{reason} {records:,}" for reason, records in sorted(refused.items()))
-    table.add_row(
-        *(
-            f"{value:,}"
-            for value in (totals.emitted, totals.received, totals.accepted, totals.duplicates)
-        ),
-        reasons,
-    )
+    table = _table("Every record is accounted for", "record", "records")
+    table.add_row("emitted", f"{totals.emitted:,}")
+    table.add_row("received", f"{totals.received:,}")
+    table.add_section()
+    table.add_row("accepted", f"{totals.accepted:,}")
+    table.add_row("arrived twice, counted once", f"{totals.duplicates:,}")
+    for verdict, reasons in (("rejected", totals.rejected), ("dropped", totals.dropped)):
+        for reason, records in sorted(reasons.items()):
+            table.add_row(f"{verdict}: {reason}", f"{records:,}")
     return table
 
 
@@ -72,7 +66,5 @@ def _marts(totals: DemoTotals) -> Table:
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for index, column in enumerate(columns):
-        table.add_column(
-            column, justify="left" if index == 0 else "right", no_wrap=column != WRAPPED
-        )
+        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
     return table
