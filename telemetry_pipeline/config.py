@@ -25,7 +25,7 @@ def _check_reference(value: str) -> str:
 def _check_timezone(value: str) -> str:
     try:
         ZoneInfo(value)
-    except (ZoneInfoNotFoundError, ValueError):
+    except (ZoneInfoNotFoundError, ValueError, OSError):  # OSError: Europe is a folder
         raise ValueError("is not an IANA time zone such as Europe/Berlin") from None
     return value
 
@@ -125,6 +125,8 @@ def _first_problem(document: YamlDocument, error: ValidationError) -> Exception:
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
         message = "is not a setting; check its spelling or remove it"
+    if problem["type"] == "missing":
+        message = "is missing"
     return document.error(path, message)
 
 

@@ -12,6 +12,7 @@ import yaml
 from telemetry_pipeline.errors import PolicyError
 
 KeyPath = tuple[str | int, ...]
+_DEEPEST = 50
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ def load_yaml(file: Path) -> YamlDocument:
 
 def _build(file: Path, node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int]) -> Any:
     lines[path] = node.start_mark.line + 1
+    if len(path) > _DEEPEST:  # an alias to what it stands in has no end
+        raise PolicyError(file, lines[path], str(path[0]), "is nested too deep")
     if isinstance(node, yaml.MappingNode):
         return _build_mapping(file, node, path, lines)
     if isinstance(node, yaml.SequenceNode):

@@ -26,8 +26,10 @@ from log_records import (
     record,
 )
 
+from telemetry_pipeline.config import Retention
 from telemetry_pipeline.ingest.reasons import DROPPED, REJECTED
 from telemetry_pipeline.paths import Project
+from telemetry_pipeline.warehouse.retention import apply_retention
 
 NOW_MS = int(time.time() * 1000)
 HOUR_AGO = NOW_MS - 3_600_000
@@ -952,3 +954,20 @@ def test_a_person_who_was_erased_or_withdrew_is_dropped(
     assert outcome.accepted == 1
     assert outcome.dropped == {reason: 3}
     assert not outcome.letters
+
+
+def test_a_slice_over_four_years_lands_where_so_much_is_kept(land: Ingested) -> None:
+    weeks = [event(time_ms=HOUR_AGO - week * 7 * DAY_MS) for week in range(200)]
+    policy = land.project.config_file.read_text()
+    land.project.config_file.write_text(policy.replace("raw_days: 180", "raw_days: 1500"))
+    empty = "TRUNCATE TABLE raw.product_telemetry_events_storage"
+    land.client.command(empty)  # or the engine rewrites every part for its new TTL
+    apply_retention(land.client, Retention(raw_days=1500))
+    try:
+        outcome = land(*weeks)
+    finally:
+        land.client.command(empty)
+        land.project.config_file.write_text(policy)
+        apply_retention(land.client, Retention())
+
+    assert (outcome.received, outcome.accepted) == (200, 200)

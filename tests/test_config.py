@@ -1,0 +1,275 @@
+"""Every mistake in telemetry.yaml is one line: file, line, field, and what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from fresh import REPOSITORY
+
+from telemetry_pipeline.catalog.publish import check_reporting
+from telemetry_pipeline.catalog.reader import read_catalog
+from telemetry_pipeline.config import as_policy, is_enabled, load_config, resolve, resolve_endpoint
+from telemetry_pipeline.errors import PolicyError, TelemetryError
+from telemetry_pipeline.paths import Project
+from telemetry_pipeline.yaml_document import load_yaml
+
+POLICY = """\
+sources:
+  app_events:
+    kind: otel_file
+    path: .data/sink/events.jsonl
+consent:
+  absent: drop
+retention:
+  raw_days: 180
+  dead_letter_days: 14
+reporting:
+  timezone: UTC
+  features:
+    change_requests:
+      adopted_by: [change_request.created]
+      enabled_flag: flagChangeRequests
+routing:
+  - events: ["change_request.*"]
+    to: [amplitude]
+destinations:
+  amplitude:
+    kind: amplitude
+    enabled: env:AMPLITUDE_ENABLED
+    endpoint: env:AMPLITUDE_ENDPOINT
+    api_key: env:AMPLITUDE_API_KEY
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "telemetry.yaml"
+    path.write_text(POLICY)
+    return path
+
+
+def test_the_repositorys_own_policy_is_read_and_fits_its_catalogue() -> None:
+    config = load_config(REPOSITORY / "telemetry.yaml")
+
+    assert config.consent.absent == "drop"
+    assert list(config.sources) == ["app_events"]
+    check_reporting(
+        Project(REPOSITORY, REPOSITORY / ".data"), config, read_catalog(REPOSITORY / "catalog")
+    )
+
+
+def test_nothing_is_routed_that_is_not_named(file: Path) -> None:
+    config = load_config(file)
+
+    assert config.allowlist("amplitude") == ("change_request.*",)
+    assert config.allowlist("another") == ()
+
+
+def test_only_sources_are_required(file: Path) -> None:
+    file.write_text(POLICY[: POLICY.index("consent:")])
+
+    config = load_config(file)
+
+    assert (config.consent.absent, config.retention.raw_days) == ("drop", 180)
+    assert (config.routing, dict(config.destinations)) == ([], {})
+
+
+#: name: (what stands there, what stands there instead, line and field, the problem)
+MISTAKES = {
+    "an empty file": (POLICY, "", "1", "must be a mapping with sources"),
+    "a list": (POLICY, "- sources\n", "1", "must be a mapping with sources"),
+    "a tab": ("  absent: drop", "\tabsent: drop", "6", "is not valid YAML"),
+    "a key twice": (
+        "  absent: drop\n",
+        "  absent: drop\n  absent: accept\n",
+        "7: consent.absent",
+        "stands twice; remove one of the two",
+    ),
+    "an unknown section": ("consent:", "consents:", "5: consents", "is not a setting"),
+    "an unknown setting": ("absent: drop", "missing: drop", "6: consent.missing", "is not a"),
+    "no sources": (POLICY[: POLICY.index("consent")], "", "1: sources", "is missing"),
+    "sources that are empty": (
+        POLICY[: POLICY.index("consent")],
+        "sources: {}\n",
+        "1: sources",
+        "Dictionary should have at least 1 item",
+    ),
+    "a source's name in capitals": ("  app_events:", "  AppEvents:", "2: sources.AppEvents", ""),
+    "an unknown kind": ("otel_file", "kafka", "3: sources.app_events.kind", "Input should be 'ot"),
+    "no path": (
+        "    path: .data/sink/events.jsonl\n",
+        "",
+        "2: sources.app_events.path",
+        "is missing",
+    ),
+    "an empty path": (".data/sink/events.jsonl", '""', "4: sources.app_events.path", "String"),
+    "an unknown choice": ("absent: drop", "absent: keep", "6: consent.absent", "Input should be"),
+    "days as text": ("raw_days: 180", 'raw_days: "180"', "8: retention.raw_days", "Input should"),
+    "days as a fraction": ("raw_days: 180", "raw_days: 1.5", "8: retention.raw_days", "Input sh"),
+    "too few days": ("raw_days: 180", "raw_days: 1", "8: retention.raw_days", "Input should be gr"),
+    "too many days": ("raw_days: 180", "raw_days: 9999", "8: retention.raw_days", "Input should"),
+    "a time zone that is none": (
+        "timezone: UTC",
+        "timezone: Mars/Olympus",
+        "11: reporting.timezone",
+        "is not an IANA time zone such as Europe/Berlin",
+    ),
+    "a time zone that is a path": (
+        "timezone: UTC",
+        "timezone: ../../etc/passwd",
+        "11: reporting.timezone",
+        "is not an IANA time zone",
+    ),
+    "a time zone that is a folder": (
+        "timezone: UTC",
+        "timezone: Europe",
+        "11: reporting.timezone",
+        "is not an IANA time zone",
+    ),
+    "a feature without events": (
+        "[change_request.created]",
+        "[]",
+        "14: reporting.features.change_requests.adopted_by",
+        "List should have at least 1 item",
+    ),
+    "a route to nowhere": (
+        "to: [amplitude]",
+        "to: [posthog]",
+        "18: routing.0.to",
+        "no destination named posthog (there are: amplitude)",
+    ),
+    "a route without events": (
+        '["change_request.*"]',
+        "[]",
+        "17: routing.0.events",
+        "List should have at least 1 item",
+    ),
+    "a secret in clear": (
+        "env:AMPLITUDE_API_KEY",
+        "0123456789abcdef",
+        "24: destinations.amplitude.api_key",
+        "must be a reference, env:NAME or file:PATH, never the value itself",
+    ),
+    "no secret": (
+        "    api_key: env:AMPLITUDE_API_KEY\n",
+        "",
+        "20: destinations.amplitude.api_key",
+        "is missing",
+    ),
+    "enabled by text": (
+        "env:AMPLITUDE_ENABLED",
+        "sometimes",
+        "22: destinations.amplitude.enabled",
+        "",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line_with_its_place(file: Path, mistake: str) -> None:
+    old, new, place, problem = MISTAKES[mistake]
+    assert POLICY.count(old) == 1
+    file.write_text(POLICY.replace(old, new))
+
+    with pytest.raises(PolicyError) as caught:
+        load_config(file)
+
+    assert str(caught.value).startswith(f"telemetry.yaml:{place}: {problem}")
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_a_secret_in_clear_is_not_repeated_in_the_message(file: Path) -> None:
+    file.write_text(POLICY.replace("env:AMPLITUDE_API_KEY", "0123456789abcdef"))
+
+    with pytest.raises(PolicyError) as caught:
+        load_config(file)
+
+    assert "0123456789abcdef" not in str(caught.value)
+
+
+def test_a_missing_file_is_said(tmp_path: Path) -> None:
+    with pytest.raises(PolicyError, match=r"telemetry\.yaml: not found in"):
+        load_config(tmp_path / "telemetry.yaml")
+
+
+def test_a_folder_instead_of_a_file_is_said(tmp_path: Path) -> None:
+    (tmp_path / "telemetry.yaml").mkdir()
+
+    with pytest.raises(PolicyError, match=r"telemetry\.yaml: cannot be read: Is a directory"):
+        load_config(tmp_path / "telemetry.yaml")
+
+
+@pytest.mark.parametrize("content", [b"\x00", b"a: *nowhere\n", b"a: &a [*a]\n", b"a: !!set {x}\n"])
+def test_strange_yaml_is_said(file: Path, content: bytes) -> None:
+    file.write_bytes(content)
+
+    with pytest.raises(PolicyError, match=r"telemetry\.yaml"):
+        load_config(file)
+
+
+def test_a_value_knows_its_line(file: Path) -> None:
+    document = load_yaml(file)
+
+    assert document.line(("routing", 0, "to", 0)) == 18
+    assert document.line(("retention", "raw_days")) == 8
+    assert document.line(("retention", "no_such", "thing")) == 7, "else its nearest parent's"
+
+
+def test_a_feature_of_an_unknown_event_is_said(file: Path) -> None:
+    file.write_text(POLICY.replace("[change_request.created]", "[change_request.opened]"))
+
+    with pytest.raises(
+        PolicyError, match=r"change_requests\.adopted_by: change_request\.opened is"
+    ):
+        check_reporting(
+            Project(file.parent, file.parent),
+            load_config(file),
+            read_catalog(REPOSITORY / "catalog"),
+        )
+
+
+def test_what_changes_the_outcome_of_ingest_changes_the_policy(file: Path) -> None:
+    before = as_policy(load_config(file))
+    for old, new in (("absent: drop", "absent: accept"), ("180", "90"), ("UTC", "Europe/Berlin")):
+        file.write_text(POLICY.replace(old, new))
+        assert as_policy(load_config(file)) != before
+    file.write_text(POLICY.replace("to: [amplitude]", "to: [amplitude, amplitude]"))
+    assert as_policy(load_config(file)) == before
+
+
+def test_references_are_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_NAME", "value")
+    monkeypatch.delenv("NO_NAME", raising=False)
+    (tmp_path / "secret").write_text("from a file\n")
+
+    assert resolve("env:SOME_NAME", tmp_path) == "value"
+    assert resolve("env:NO_NAME", tmp_path) is None
+    assert resolve("file:secret", tmp_path) == "from a file"
+    assert resolve("file:nothing", tmp_path) is None
+    with pytest.raises(TelemetryError, match=r"^\.: cannot be read"):
+        resolve("file:.", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("value", "enabled"),
+    [("1", True), ("true", True), ("ON", True), ("0", False), ("", False), ("maybe", False)],
+)
+def test_a_destination_is_enabled_by_a_reference(
+    value: str, enabled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SWITCH", value)
+
+    assert is_enabled("env:SWITCH", tmp_path) == enabled
+    assert is_enabled("env:NO_SWITCH", tmp_path) is False
+
+
+def test_an_endpoint_is_an_address_or_a_reference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ENDPOINT", "http://there")
+
+    assert resolve_endpoint("http://here", tmp_path, "http://default") == "http://here"
+    assert resolve_endpoint("env:ENDPOINT", tmp_path, "http://default") == "http://there"
+    assert resolve_endpoint("env:NO_ENDPOINT", tmp_path, "http://default") == "http://default"
