@@ -96,12 +96,13 @@ def connect(
     project: Project,
     *,
     role: Role = "writer",
-    database: str = "raw",
+    database: str | None = None,
     session_id: str | None = None,
     log_comment: str = "",
 ) -> Client:
-    """A client with `database` as its default. Raises WarehouseError with one clear line.
+    """A client of the warehouse. Raises WarehouseError with one clear line.
 
+    `database` is what names without one are looked for in; without it, the server's default.
     `session_id` gives temporary tables a home; without it requests are independent.
     `log_comment` (a run id) stands in the server's query log beside every statement.
     """
@@ -116,7 +117,7 @@ def connect(
             port=address.port,
             username=address.user,
             password=address.password,
-            database=database if database != "raw" else None,
+            database=database,
             session_id=session_id,
             autogenerate_session_id=False,
             query_retries=0,
