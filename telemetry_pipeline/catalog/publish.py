@@ -17,6 +17,9 @@ from telemetry_pipeline.paths import Project
 
 ReportingRow = tuple[str, str, int, str, str]
 
+#: A version needs a row: this one says that the policy names nothing any more.
+_NOTHING: ReportingRow = ("none", "", 0, "", "")
+
 
 def reporting_rows(config: Config) -> list[ReportingRow]:
     """(section, item, position, event_name, flag_key), one row an adopting event."""
@@ -50,7 +53,9 @@ def _publish_reporting(client: Client, wanted: list[ReportingRow]) -> bool:
     stored = client.query(
         "SELECT section, item, position, event_name, flag_key FROM ops.reporting_config"
     ).result_rows
-    if sorted(tuple(row) for row in stored) == sorted(wanted) or not wanted:
+    if stored and not wanted:
+        wanted = [_NOTHING]
+    if sorted(tuple(row) for row in stored) == sorted(wanted):
         return False
     version = client.command("SELECT toString(now64(6, 'UTC'))")
     # One insert, one block: a reader sees the old features or the new ones, never a mix.

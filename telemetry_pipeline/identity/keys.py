@@ -72,14 +72,15 @@ def create_missing_keys(keys_dir: Path) -> list[str]:
         path = keys_dir / f"{name}.key"
         if path.exists() or f"TELEMETRY_KEY_{name.upper()}" in os.environ:
             continue
-        # Written under another name first: a crash must not leave half a key behind.
-        partial = path.with_suffix(f".{os.getpid()}.partial")
+        # Written under another name first: a crash must not leave half a key behind. The name is
+        # nobody else's, not even of a dead process with this one's id.
+        partial = path.with_suffix(f".{secrets.token_hex(8)}.partial")
         handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(handle, "w", encoding="ascii") as file:
-            file.write(f"1:{secrets.token_hex(32)}\n")
-            file.flush()
-            os.fsync(file.fileno())
         try:
+            with os.fdopen(handle, "w", encoding="ascii") as file:
+                file.write(f"1:{secrets.token_hex(32)}\n")
+                file.flush()
+                os.fsync(file.fileno())
             # link() refuses to replace: of two processes that start at once, the first key stays.
             os.link(partial, path)
             made.append(name)
