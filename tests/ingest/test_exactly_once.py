@@ -498,6 +498,20 @@ def test_the_first_row_owns_a_slice_when_the_deduplication_window_is_past(world:
     assert_landed_once(world, attempt=2)
 
 
+def test_a_claim_that_lands_second_owns_nothing(world: World) -> None:
+    # The token is of the claim's own insert: a row from before the window does not carry it.
+    cut = world.source.cut("file")  # type: ignore[union-attr]
+    world.client.command(
+        "INSERT INTO ops.slice_intents (source, partition, epoch, start_offset, end_offset, "
+        "attempt, batch_id, claim_id, claimed_at) "
+        f"VALUES ('{world.name}', 'file', 0, 0, {cut.slice.end}, 1, {cut.slice.batch_id}, "
+        "generateUUIDv4(), now64(6) - INTERVAL 1 DAY)"
+    )
+
+    assert claim(world.ledger, cut) is None
+    assert len(world.ask("SELECT 1 FROM ops.slice_intents WHERE source = {source}")) == 2
+
+
 def test_a_worker_that_wakes_up_past_its_deadline_lands_nothing(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -604,11 +618,11 @@ def _assert_no_hole_and_no_overlap(world: World) -> None:
 
 
 def test_a_claim_with_another_end_leaves_no_hole(world: World, tmp_path: Path) -> None:
-    # One worker has cut a slice of the whole file; another claims its first third meanwhile.
-    world, ids = _file_world(world, tmp_path / "sink", slice_bytes=100_000)
+    # One worker has cut half a file; another claims the first quarter of it meanwhile.
+    world, ids = _file_world(world, tmp_path / "sink", slice_bytes=30_000)
     source = world.source
     assert isinstance(source, OtelFileSource)
-    short = OtelFileSource(world.name, source._active, slice_bytes=20_000)
+    short = OtelFileSource(world.name, source._active, slice_bytes=12_000)
 
     class Beaten(OtelFileSource):
         beaten_at: list[SliceData] = []  # noqa: RUF012
@@ -623,7 +637,7 @@ def test_a_claim_with_another_end_leaves_no_hole(world: World, tmp_path: Path) -
                     self.beaten_at.append(first)
                 yield cut
 
-    with world.worker(source=Beaten(world.name, source._active, slice_bytes=100_000)) as loader:
+    with world.worker(source=Beaten(world.name, source._active, slice_bytes=30_000)) as loader:
         loader.run(max_bytes=2**40)
     world.let_deadlines_pass()
     world.run()

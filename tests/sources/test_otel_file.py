@@ -188,6 +188,23 @@ def test_a_rotation_between_listing_and_opening_mixes_no_two_files(sink: Sink) -
     assert partition[b'{"line": 80}'] not in (partition[b'{"line": 0}'], partition[b'{"line": 20}'])
 
 
+def test_a_file_renamed_before_its_first_byte_was_read_is_read_under_its_own_name(
+    sink: Sink,
+) -> None:
+    sink.write(lines(0, 20), ROTATED)
+    sink.write(lines(20, 40))
+
+    def rotation() -> None:
+        sink.rotate(ROTATED_LATER)
+        sink.write(lines(60, 120))
+
+    read = sink.read(meanwhile=rotation) + sink.read()
+
+    assert sorted(read.splitlines()) == sorted((lines(0, 40) + lines(60, 120)).splitlines())
+    firsts = {cut.slice.partition: cut.data.splitlines()[0] for cut in reversed(sink.claimed)}
+    assert sorted(firsts.values()) == [b'{"line": 0}', b'{"line": 20}', b'{"line": 60}']
+
+
 def test_a_file_that_vanishes_between_listing_and_opening_is_passed_over(
     sink: Sink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
