@@ -15,7 +15,7 @@ DROPPED = {
 #: Rejected: kept encrypted in the dead letters until they can be replayed or expire.
 REJECTED = {
     "undecodable": "the line is not a JSON object",
-    "not_logs": "the line is JSON, but not OTLP logs",
+    "not_logs": "the line is JSON, but holds no OTLP log record",
     "unknown_event": "the event is not in the catalogue",
     "raw_identifier": "an id was not hashed before it arrived",
     "invalid_attribute": "a value has the wrong type or is outside the catalogue's limits",
