@@ -134,14 +134,15 @@ class OtelFileSource:
         if head is None:
             return None
         partition = hashlib.sha256(head).hexdigest()[:32]
-        epochs = sorted((epoch for known, epoch in positions if known == partition), reverse=True)
-        for epoch in epochs:
+        fresh = 0  # epochs follow each other without a gap
+        while (partition, fresh) in positions:
+            fresh += 1
+        for epoch in reversed(range(fresh)):
             position = positions[partition, epoch]
             if size >= position.end and _hash_before(file, position.end) == position.tail_sha256:
                 return _Found(
                     path, partition, epoch, position.end, position.tail_sha256, size, closed
                 )
-        fresh = epochs[0] + 1 if epochs else 0
         return _Found(path, partition, fresh, 0, _hash_before(file, 0), size, closed)
 
     @contextmanager
