@@ -86,7 +86,7 @@ def amplitude(
 
 @dg.asset_check(
     asset=AMPLITUDE,
-    description="Nothing that is due waits: no run stopped early, the destination takes what comes.",
+    description="Nothing that is due waits: no run stopped early, all of it is taken.",
 )
 def amplitude_is_up_to_date() -> dg.AssetCheckResult:
     """Passes when the outbox holds nothing unsent; a disabled destination owes nothing."""

@@ -1,4 +1,4 @@
-"""Keeps Dagster's history from growing for ever: a run takes 288 KB of SQLite, every few seconds."""
+"""Bounds the history of runs: one takes 288 KB of SQLite, and one starts every few seconds."""
 
 from __future__ import annotations
 

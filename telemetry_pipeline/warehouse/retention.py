@@ -25,7 +25,8 @@ def apply_retention(client: Client, retention: Retention) -> list[str]:
     for table, (column, days) in wanted.items():
         if _days(client, table) != days:
             client.command(
-                f"ALTER TABLE {table} MODIFY TTL toDateTime({column}) + INTERVAL {days:d} DAY DELETE"
+                f"ALTER TABLE {table} "
+                f"MODIFY TTL toDateTime({column}) + INTERVAL {days:d} DAY DELETE"
             )
             changed.append(table)
     return changed
