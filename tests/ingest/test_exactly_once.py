@@ -318,6 +318,17 @@ def test_a_slice_whose_workers_die_twice_is_brought_to_its_end(world: World) -> 
     assert_landed_once(world, attempt=3)
 
 
+def test_the_ledger_view_says_what_became_of_every_attempt(world: World) -> None:
+    states = "SELECT attempt, state FROM ops.ingest_ledger WHERE source = {source} ORDER BY attempt"
+    world.let_one_die(DiesAfterStaging)
+    assert world.ask(states) == [(1, "open")]
+
+    world.let_deadlines_pass()
+    world.run()
+
+    assert world.ask(states) == [(1, "superseded"), (2, "settled")]
+
+
 @pytest.mark.parametrize("table", [EVENTS, LETTERS, COUNTS, TOUCHES])
 def test_a_batch_that_lacks_a_target_lands_anew(world: World, table: str) -> None:
     world.let_one_die(DiesAfterLanding)

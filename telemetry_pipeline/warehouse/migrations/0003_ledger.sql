@@ -164,7 +164,15 @@ SELECT
     intents.deadline AS deadline,
     intents.contract_hash AS contract_hash,
     intents.pseudonym_key_id AS pseudonym_key_id,
-    if(results.batch_id = 0, 'open', 'settled') AS state,
+    multiIf(
+        results.batch_id != 0, 'settled',
+        (intents.batch_id, intents.attempt) NOT IN (SELECT batch_id, max(attempt) FROM ops.slice_intents GROUP BY batch_id),
+            'superseded',
+        (intents.source, intents.partition, intents.epoch, intents.start_offset, intents.end_offset) IN
+            (SELECT source, partition, epoch, start_offset, end_offset FROM ops.source_losses),
+            'lost',
+        'open'
+    ) AS state,
     results.received AS received,
     results.accepted AS accepted,
     results.duplicates AS duplicates,
