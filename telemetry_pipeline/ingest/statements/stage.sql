@@ -2,13 +2,12 @@
 -- Names in double braces are filled in from catalog/ and telemetry.yaml by ingest/statements.py.
 INSERT INTO stage
 WITH
-    -- The catalogue as arrays. A pair is (event, key); attribute ids index the attribute_ arrays.
-    {{pairs}} AS pairs,
-    {{pair_ids}} AS pair_ids,
-    {{pair_attributes}} AS pair_attributes,
-    {{pair_required}} AS pair_required,
+    -- The catalogue as arrays. Attribute ids count from 1 and index the attribute_ arrays; event e's
+    -- attribute a stands at e * {{attribute_count}} + a of usage: 0 not its own, 1 its own, 2 required.
+    {{usage}} AS usage,
+    {{attribute_ids}} AS attribute_ids,
     {{attribute_keys}} AS attribute_keys,
-    {{attribute_kinds}} AS attribute_kinds,
+    {{attribute_checks}} AS attribute_checks,
     {{attribute_payload_keys}} AS attribute_payload_keys,
     {{attribute_max_lengths}} AS attribute_max_lengths,
     {{attribute_int_minimums}} AS int_minimums,
@@ -25,32 +24,28 @@ WITH
         SELECT
             rowNumberInAllBlocks() AS line_number,
             line,
-            multiIf(
-                NOT isValidJSON(line), 'undecodable',
-                JSONType(line) != 'Object', 'undecodable',
-                JSONType(line, 'resourceLogs') != 'Array', 'not_logs',
-                ''
-            ) AS json_problem,
             JSONExtract(line, 'resourceLogs', '{{resource_logs_type}}') AS resource_logs,
+            resource_logs.scopeLogs.logRecords AS nested_records,
+            arrayFlatten(nested_records) AS found_records,
+            -- The name of each record's service, beside the records: a lambda that made pairs of
+            -- them would copy the whole resource for every record.
             arrayFlatten(arrayMap(
-                in_resource -> arrayMap(
-                    in_scope -> arrayMap(
-                        log_record -> tuple(
-                            ifNull(
-                                in_resource.resource.attributes.value.stringValue[
-                                    indexOf(in_resource.resource.attributes.key, 'service.name')
-                                ],
-                                ''
-                            ),
-                            log_record
-                        ),
-                        in_scope.logRecords
-                    ),
-                    in_resource.scopeLogs
+                (keys, texts, in_scopes) -> arrayWithConstant(
+                    arraySum(arrayMap(in_scope -> length(in_scope), in_scopes)),
+                    ifNull(texts[indexOf(keys, 'service.name')], '')
                 ),
-                resource_logs
-            )) AS found_records,
-            if(json_problem = '' AND empty(found_records), 'not_logs', json_problem) AS line_problem
+                resource_logs.resource.attributes.key,
+                resource_logs.resource.attributes.value.stringValue,
+                nested_records
+            )) AS found_services,
+            -- Only a line without records is asked why: each question parses it again.
+            if(empty(found_records), line, '') AS suspect,
+            multiIf(
+                notEmpty(found_records), '',
+                NOT isValidJSON(suspect), 'undecodable',
+                JSONType(suspect) != 'Object', 'undecodable',
+                'not_logs'
+            ) AS line_problem
         FROM input('line String')
         WHERE trimBoth(line, ' \t\r') != ''
     ),
@@ -62,23 +57,25 @@ WITH
             line_problem,
             problem_line,
             record_number,
-            service_and_record.1 AS service,
-            service_and_record.2 AS record
+            service,
+            record
         FROM
         (
             SELECT
                 line_number,
                 line_problem,
                 if(line_problem = '', '', line) AS problem_line,
+                -- A placeholder: what cannot be decoded still counts as one record.
+                if(line_problem = '', found_services, ['']) AS line_services,
                 if(
-                    line_problem = '',
-                    found_records,
-                    -- A placeholder: what cannot be decoded still counts as one record.
-                    [tuple('', defaultValueOfTypeName('{{record_type}}'))]
+                    line_problem = '', found_records, [defaultValueOfTypeName('{{record_type}}')]
                 ) AS line_records
             FROM lines
         )
-        ARRAY JOIN line_records AS service_and_record, arrayEnumerate(line_records) AS record_number
+        ARRAY JOIN
+            line_records AS record,
+            line_services AS service,
+            arrayEnumerate(line_records) AS record_number
     ),
 
     -- Kinds of AnyValue: 1 string, 2 int, 3 double, 4 boolean, 5 array, 6 map, 7 bytes, 0 empty.
@@ -111,20 +108,23 @@ WITH
             ) AS texts,
             arrayMap((key, kind) -> if(kind = 0, '', key), record.attributes.key, kinds) AS keys,
             arrayEnumerateUniq(keys) AS occurrences,
+            if(record.eventName = '', keys, []) AS name_keys,
             multiIf(
                 record.eventName != '', record.eventName,
-                has(keys, 'otel.event.name'), texts[indexOf(keys, 'otel.event.name')],
-                texts[indexOf(keys, 'event.name')]
+                has(name_keys, 'otel.event.name'), texts[indexOf(name_keys, 'otel.event.name')],
+                texts[indexOf(name_keys, 'event.name')]
             ) AS name,
             name IN (event_names) AS known,
+            indexOf(event_names, name) AS event_number,
             -- Of an attribute that stands twice, the first counts.
             arrayMap(
-                (key, occurrence) -> if(
-                    known AND occurrence = 1, transform(concat(name, '\n', key), pairs, pair_ids, 0), 0
-                ),
+                (key, occurrence) -> if(occurrence = 1, transform(key, attribute_keys, attribute_ids, 0), 0),
                 keys, occurrences
-            ) AS record_pairs,
-            arrayMap(pair -> pair_attributes[pair], record_pairs) AS ids,
+            ) AS key_ids,
+            arrayMap(
+                id -> if(id = 0, 0, usage[event_number * {{attribute_count}} + id]), key_ids
+            ) AS usages,
+            arrayMap((id, used) -> if(used = 0, 0, id), key_ids, usages) AS ids,
             least(
                 if(toUInt64OrZero(time_text) = 0, toUInt64OrZero(observed_text), toUInt64OrZero(time_text)),
                 10413791999000000000
@@ -147,53 +147,71 @@ WITH
     (
         SELECT
             *,
-            {{org_key}} AS org_key,
-            {{user_key}} AS user_key,
-            {{session_key}} AS session_key,
-            texts[indexOf(keys, org_key)] AS org_value,
-            texts[indexOf(keys, user_key)] AS user_value,
-            texts[indexOf(keys, session_key)] AS session_value,
-            match(org_value, {{edge_id_pattern}}) AS org_is_edge,
-            match(user_value, {{edge_id_pattern}}) AS user_is_edge,
-            match(session_value, {{edge_id_pattern}}) AS session_is_edge,
+            {{org_position}} AS org_position,
+            {{user_position}} AS user_position,
+            {{session_position}} AS session_position,
+            texts[org_position] AS org_value,
+            texts[user_position] AS user_value,
+            texts[session_position] AS session_value,
             -- Every id counts, also one that another of the same column outranks.
             arrayFirst(
-                key -> has(keys, key) AND NOT match(texts[indexOf(keys, key)], {{edge_id_pattern}}),
-                {{identifier_keys}}
+                (key, text) -> NOT match(text, {{edge_id_pattern}}),
+                arrayFilter((key, id) -> id IN ({{identifier_ids}}), keys, key_ids),
+                arrayFilter((text, id) -> id IN ({{identifier_ids}}), texts, key_ids)
             ) AS raw_identifier_key,
-            {{consent_key}} AS consent_key,
-            texts[indexOf(keys, consent_key)] AS consent,
+            -- Where one id is raw, each is looked at by itself: a dead letter keeps the others.
+            org_position != 0 AND (raw_identifier_key = ''
+                OR match(if(raw_identifier_key = '', '', org_value), {{edge_id_pattern}})) AS org_is_edge,
+            user_position != 0 AND (raw_identifier_key = ''
+                OR match(if(raw_identifier_key = '', '', user_value), {{edge_id_pattern}})) AS user_is_edge,
+            session_position != 0 AND (raw_identifier_key = ''
+                OR match(if(raw_identifier_key = '', '', session_value), {{edge_id_pattern}})) AS session_is_edge,
+            {{consent_position}} AS consent_position,
+            texts[consent_position] AS consent,
+            -- Branches are not skipped while this runs, so each check gets the values that are its
+            -- own: strings once for each distinct value of a block, numbers apart.
+            arrayMap(id -> attribute_checks[id], ids) AS checks,
             arrayFirst(
-                (id, kind, text) -> id != 0 AND NOT multiIf(
-                    id IN {{unchecked_attributes}}, 1,
-                    attribute_kinds[id] = 1, kind = 1
-                        AND lengthUTF8(text) <= attribute_max_lengths[id]
-                        AND ({{enum_check}})
-                        AND ({{pattern_check}}),
-                    attribute_kinds[id] = 2, kind = 2
+                (id, kind, wanted, text) -> multiIf(
+                    wanted = 1, kind != 1 OR lengthUTF8(text) > attribute_max_lengths[id] OR NOT match(
+                        toLowCardinality(if(wanted = 1, concat(toString(id), '=', text), '')),
+                        {{string_values}}
+                    ),
+                    wanted = 5, kind != 1 OR lengthUTF8(text) > attribute_max_lengths[id],
+                    wanted = 4, kind != 4 OR text NOT IN ('true', 'false'),
+                    0
+                ),
+                ids, kinds, checks, texts
+            ) AS invalid_text,
+            arrayFirst(
+                (id, kind, wanted, text) -> NOT if(
+                    wanted = 2,
+                    kind = 2
                         AND isNotNull(toInt64OrNull(text))
                         AND toInt64OrZero(text) BETWEEN int_minimums[id] AND int_maximums[id],
-                    attribute_kinds[id] = 3, (kind = 3 OR kind = 2 AND isNotNull(toInt64OrNull(text)))
+                    (kind = 3 OR kind = 2 AND isNotNull(toInt64OrNull(text)))
                         AND isFinite(ifNull(toFloat64OrNull(text), nan))
-                        AND toFloat64OrZero(text) BETWEEN double_minimums[id] AND double_maximums[id],
-                    kind = 4 AND text IN ('true', 'false')
+                        AND toFloat64OrZero(text) BETWEEN double_minimums[id] AND double_maximums[id]
                 ),
-                ids, kinds, texts
-            ) AS first_invalid,
+                arrayFilter((id, wanted) -> wanted IN (2, 3), ids, checks),
+                arrayFilter((kind, wanted) -> wanted IN (2, 3), kinds, checks),
+                arrayFilter(wanted -> wanted IN (2, 3), checks),
+                arrayFilter((text, wanted) -> wanted IN (2, 3), texts, checks)
+            ) AS invalid_number,
+            if(invalid_text != 0, invalid_text, invalid_number) AS first_invalid,
             if(
-                arraySum(pair -> pair_required[pair], record_pairs)
-                    >= transform(name, event_names, event_required_counts, 0),
+                arrayCount(used -> used = 2, usages) >= event_required_counts[event_number],
                 '',
                 arrayFirst(
                     key -> NOT has(keys, key),
-                    splitByChar(',', transform(name, event_names, event_required_keys, ''))
+                    splitByChar(',', event_required_keys[event_number])
                 )
             ) AS first_missing,
             -- The order of judgement; the first that applies is the reason.
             multiIf(
                 line_problem != '', line_problem,
                 name = '', 'not_an_event',
-                consent_key = '', {{absent_consent_reason}},
+                consent_position = 0, {{absent_consent_reason}},
                 consent != 'granted', 'consent_denied',
                 ''
             ) AS early_reason,
@@ -224,17 +242,17 @@ SELECT
     -- A name outside the catalogue is free text and may say anything: it stays in the payload.
     if(kept AND known, name, '') AS event_name,
     if(kept, service, '') AS service_name,
-    if(reason = '', texts[indexOf(keys, {{event_id_key}})], '') AS event_id_text,
+    if(reason = '', texts[{{event_id_position}}], '') AS event_id_text,
     if(
         reason = '',
-        if({{schema_version_key}} = '', transform(name, event_names, event_schema_versions, ''),
-           texts[indexOf(keys, {{schema_version_key}})]),
+        if({{schema_version_position}} = 0, event_schema_versions[event_number],
+           texts[{{schema_version_position}}]),
         ''
     ) AS schema_version,
     if(kept AND org_is_edge, org_value, '') AS org_edge_id,
     if(kept AND user_is_edge, user_value, '') AS user_edge_id,
     if(kept AND session_is_edge, session_value, '') AS session_edge_id,
-    if(reason = '', texts[indexOf(keys, {{route_key}})], '') AS route_pattern,
+    if(reason = '', texts[{{route_position}}], '') AS route_pattern,
     if(kept, claimed_time_ms, 0) AS claimed_ms,
     if(kept, occurred_time_ms, 0) AS occurred_ms,
     if(
@@ -273,37 +291,41 @@ SELECT
     ) AS unknown_attributes,
     multiIf(
         line_problem != '', problem_line,
-        reason != '' AND kept, concat(
-            '{"resourceLogs":[{"resource":{"attributes":[{"key":"service.name","value":{"stringValue":',
-            toJSONString(service),
-            '}}]},"scopeLogs":[{"logRecords":[{"timeUnixNano":', toJSONString(time_text),
-            ',"observedTimeUnixNano":', toJSONString(observed_text),
-            ',"eventName":', toJSONString(name),
-            ',"attributes":[',
-            arrayStringConcat(
-                arrayMap(
-                    (key, kind, text) -> concat(
-                        '{"key":', toJSONString(key), ',"value":',
-                        multiIf(
-                            kind = 1, concat('{"stringValue":', toJSONString(text), '}'),
-                            kind = 2, concat('{"intValue":', toJSONString(text), '}'),
-                            kind = 3, concat('{"doubleValue":', toJSONString(text), '}'),
-                            kind = 4, concat('{"boolValue":', if(text IN ('true', 'false'), text, toJSONString(text)), '}'),
-                            kind = 5, concat('{"arrayValue":', text, '}'),
-                            kind = 6, concat('{"kvlistValue":', text, '}'),
-                            kind = 7, concat('{"bytesValue":', toJSONString(text), '}'),
-                            '{}'
+        -- A loop of one or none: only what is rejected is written out.
+        reason != '' AND kept, arrayStringConcat(arrayMap(
+            _ -> concat(
+                '{"resourceLogs":[{"resource":{"attributes":[{"key":"service.name","value":{"stringValue":',
+                toJSONString(service),
+                '}}]},"scopeLogs":[{"logRecords":[{"timeUnixNano":', toJSONString(time_text),
+                ',"observedTimeUnixNano":', toJSONString(observed_text),
+                ',"eventName":', toJSONString(name),
+                ',"attributes":[',
+                arrayStringConcat(
+                    arrayMap(
+                        (key, kind, text) -> concat(
+                            '{"key":', toJSONString(key), ',"value":',
+                            multiIf(
+                                kind = 1, concat('{"stringValue":', toJSONString(text), '}'),
+                                kind = 2, concat('{"intValue":', toJSONString(text), '}'),
+                                kind = 3, concat('{"doubleValue":', toJSONString(text), '}'),
+                                kind = 4, concat('{"boolValue":', if(text IN ('true', 'false'), text, toJSONString(text)), '}'),
+                                kind = 5, concat('{"arrayValue":', text, '}'),
+                                kind = 6, concat('{"kvlistValue":', text, '}'),
+                                kind = 7, concat('{"bytesValue":', toJSONString(text), '}'),
+                                '{}'
+                            ),
+                            '}'
                         ),
-                        '}'
+                        letter_keys,
+                        arrayFilter((kind, key) -> has(letter_keys, key), kinds, keys),
+                        arrayFilter((text, key) -> has(letter_keys, key), texts, keys)
                     ),
-                    letter_keys,
-                    arrayFilter((kind, key) -> has(letter_keys, key), kinds, keys),
-                    arrayFilter((text, key) -> has(letter_keys, key), texts, keys)
+                    ','
                 ),
-                ','
+                ']}]}]}]}'
             ),
-            ']}]}]}]}'
-        ),
+            if(reason != '' AND kept, [1], [])
+        )),
         ''
     ) AS record_json
 FROM judged
