@@ -19,6 +19,9 @@ dev: $(RUNTIME) ## the local stack for your own events
 test: $(DEV) ## every test; ARGS goes to pytest
 	@$(BIN)/python -m pytest $(ARGS)
 
+services: ## fetch and build into .cache/ what the tests run for real: Collector, Kafka, Redis
+	@$(PYTHON) services/fetch.py
+
 check: $(DEV) ## format, lint, types, SQL lint, layering, stale generated files
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
@@ -50,4 +53,4 @@ $(DEV): requirements/dev.lock $(RUNTIME)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements/dev.lock
 	@touch $@
 
-.PHONY: help demo dev test check format lock clean
+.PHONY: help demo dev test services check format lock clean

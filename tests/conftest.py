@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from clickhouse_connect.driver.client import Client
 from fresh import empty_warehouse, make_project
+from services.process import SERVICES
 
 from telemetry_pipeline.paths import Project
 from telemetry_pipeline.warehouse.client import Address, connect, parse_url
@@ -65,21 +66,30 @@ def client(project: Project) -> Iterator[Client]:
 
 # -- suites that need more than Python -----------------------------------------------------
 
-NEEDS = {"chromium": "apt-get install chromium (or any package of it that puts it on PATH)"}
+NEEDS = {
+    "chromium": "apt-get install chromium (or any package of it that puts it on PATH)",
+    "java": "apt-get install default-jre-headless (17 or newer)",
+    "redis-server": "apt-get install redis-server",
+    "kafka/libs": "make services (needs Java and Maven)",
+    "otelcol/otelcol": "make services (needs Go)",
+}
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "needs(program): the suite needs this program on PATH")
+    config.addinivalue_line(
+        "markers",
+        "needs(part): the suite needs this program on PATH, or this file of .cache/services",
+    )
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Leave a test out when its program is missing; with REQUIRE_SERVICES=all that is a failure."""
+    """Leave a test out when its part is missing; with REQUIRE_SERVICES=all that is a failure."""
     for mark in item.iter_markers("needs"):
-        program = mark.args[0]
-        if shutil.which(program) is None:
+        part = mark.args[0]
+        if not ((SERVICES / part).exists() if "/" in part else shutil.which(part)):
             if os.environ.get("REQUIRE_SERVICES") == "all":
-                pytest.fail(f"{program} is missing, and REQUIRE_SERVICES=all leaves nothing out")
-            pytest.skip(f"needs {program}: {NEEDS[program]}")
+                pytest.fail(f"{part} is missing, and REQUIRE_SERVICES=all leaves nothing out")
+            pytest.skip(f"needs {part}: {NEEDS[part]}")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
