@@ -35,14 +35,19 @@ def received_is_accounted_for() -> dg.AssetCheckResult:
 @dg.asset_check(
     asset=EVENTS,
     description=(
-        "For every batch of the last day, and each of its days inside the retention: the rows "
-        "that are there are the rows that were accepted, less those removed on record."
+        "For every batch of the last day, over its days inside the retention: as many rows are "
+        "there as were accepted, less those removed on record."
     ),
 )
 def accepted_rows_are_present() -> dg.AssetCheckResult:
     project = find_project()
-    retention = load_config(project.config_file).retention.raw_days
-    (totals,) = _query("rows_present.sql", retention_days=retention, batch_days=1)
+    config = load_config(project.config_file)
+    (totals,) = _query(
+        "rows_present.sql",
+        retention_days=config.retention.raw_days,
+        batch_days=1,
+        timezone=config.reporting.timezone,
+    )
     return dg.AssetCheckResult(passed=totals["broken"] == 0, metadata=_plain(totals))
 
 

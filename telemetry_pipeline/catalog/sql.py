@@ -16,7 +16,7 @@ _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 
 
 def catalog_fragments(catalog: Catalog) -> dict[str, str]:
-    """Placeholder name -> SQL text. Attribute and pair ids count from 1; 0 means unknown."""
+    """Placeholder name -> SQL text. Attribute and event numbers count from 1; 0 is none."""
     ids = {attribute.key: index for index, attribute in enumerate(catalog.attributes, start=1)}
     required = [
         [item.attribute.key for item in event.attributes if item.required]

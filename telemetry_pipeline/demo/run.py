@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -80,7 +81,8 @@ def run_demo(project: Project, options: DemoOptions, console: Console) -> DemoTo
         require_free_port(options.dagster_port, "--dagster-port")
     amplitude_url = f"http://127.0.0.1:{options.amplitude_port}"
     os.environ.update(_environment(project, amplitude_url))
-    with Stack(project) as stack, _background_manifest(project) as manifest:
+    with ThreadPoolExecutor(1) as background, Stack(project) as stack:
+        manifest = background.submit(ensure_manifest, project)
         _start_amplitude(stack, project, amplitude_url, options.amplitude_port)
         console.print(f"warehouse: {start_warehouse(stack)}")
         manifest.result()
@@ -126,31 +128,6 @@ def _start_amplitude(stack: Stack, project: Project, url: str, port: int) -> Non
         ],
     )
     stack.wait_for("the Amplitude-shaped server", lambda: answers(f"{url}/received/summary"), 30)
-
-
-class _Manifest:
-    """The dbt manifest, prepared beside the start of everything else."""
-
-    def __init__(self, project: Project) -> None:
-        self._error: TelemetryError | None = None
-        self._thread = threading.Thread(target=self._prepare, args=(project,), daemon=True)
-        self._thread.start()
-
-    def _prepare(self, project: Project) -> None:
-        try:
-            ensure_manifest(project)
-        except TelemetryError as error:
-            self._error = error
-
-    def result(self) -> None:
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
-
-
-@contextmanager
-def _background_manifest(project: Project) -> Iterator[_Manifest]:
-    yield _Manifest(project)
 
 
 def _emit_history(project: Project, events: int, console: Console) -> int:

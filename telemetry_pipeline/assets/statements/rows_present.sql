@@ -12,7 +12,7 @@ WITH
         FROM ops.touches
         WHERE kind = 'landed' AND batch_id IN (SELECT batch_id FROM recent)
             AND (batch_id, attempt) IN (SELECT batch_id, attempt FROM ops.slice_results)
-            AND day > today() - {retention_days:UInt32} + 1
+            AND day > toDate(now(), {timezone:String}) - {retention_days:UInt32} + 1
         GROUP BY batch_id, day
     ),
     present AS
@@ -20,7 +20,7 @@ WITH
         SELECT batch_id, count() AS records
         FROM raw.product_telemetry_events_storage
         WHERE batch_id IN (SELECT batch_id FROM recent)
-            AND toDate(occurred_at) > today() - {retention_days:UInt32} + 1
+            AND toDate(occurred_at, {timezone:String}) > toDate(now(), {timezone:String}) - {retention_days:UInt32} + 1
         GROUP BY batch_id
     ),
     expected AS
