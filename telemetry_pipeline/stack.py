@@ -168,8 +168,17 @@ def start_warehouse(stack: Stack) -> str:
     return shown
 
 
+def _create_dagster_storage() -> None:
+    """Make Dagster's databases before its processes do: two that make them at once break them
+    ("alembic_version has more than one head"), and nothing loads after that."""
+    from dagster import DagsterInstance
+
+    DagsterInstance.get().dispose()
+
+
 def start_dagster(stack: Stack, port: int) -> None:
     """Start Dagster's UI, daemon and code server, and wait until the UI answers."""
+    _create_dagster_storage()
     stack.start(
         "dagster",
         [executable("dagster"), "dev", "-w", "workspace.yaml", "-h", "127.0.0.1", "-p", str(port)],
@@ -182,6 +191,7 @@ def start_dagster(stack: Stack, port: int) -> None:
 
 def start_dagster_daemon(stack: Stack) -> None:
     """Start Dagster's daemon and code server without the UI."""
+    _create_dagster_storage()
     stack.start(
         "dagster",
         [executable("dagster-daemon"), "run", "-w", "workspace.yaml"],
