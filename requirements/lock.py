@@ -20,8 +20,10 @@ def main() -> int:
     """Exit code 1: a lock is stale."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0] if __doc__ else None)
     parser.add_argument("--check", action="store_true", help="only compare, write nothing")
-    if not parser.parse_args().check:
-        write()
+    parser.add_argument("--upgrade", action="store_true", help="the newest versions of everything")
+    arguments = parser.parse_args()
+    if not arguments.check:
+        write(upgrade=arguments.upgrade)
     stale = [name for name in LOCKS if first_line(name) != stamp()]
     if stale:
         print(f"{', '.join(stale)}: not made from this pyproject.toml; run `make lock`")
@@ -43,12 +45,15 @@ def first_line(name: str) -> str:
     return (ROOT / "requirements" / name).read_text().split("\n", 1)[0]
 
 
-def write() -> None:
-    """Resolve both; runtime.lock is dev.lock without the development tools, version for version."""
+def write(*, upgrade: bool) -> None:
+    """Resolve both; runtime.lock is dev.lock without the development tools, version for version.
+
+    What is locked stays as it is unless `upgrade`: a new dependency should bring itself alone.
+    """
     for name, extra in LOCKS.items():
         target = ROOT / "requirements" / name
         constraint = ["-c", "requirements/dev.lock"] if name != "dev.lock" else []
-        resolved = subprocess.run(
+        subprocess.run(
             [
                 *(
                     Path(sys.executable).parent / "uv",
@@ -59,13 +64,13 @@ def write() -> None:
                 ),
                 *("--universal", "--python-version", "3.11", "--generate-hashes"),
                 *("--no-emit-index-url", "--no-annotate", "--no-header", *extra, *constraint),
+                *("--output-file", str(target), *(["--upgrade"] if upgrade else [])),
             ],
             cwd=ROOT,
             check=True,
-            capture_output=True,
-            text=True,
+            stdout=subprocess.DEVNULL,
         )
-        target.write_text(f"{stamp()}\n{resolved.stdout}")
+        target.write_text(f"{stamp()}\n{target.read_text()}")
 
 
 if __name__ == "__main__":

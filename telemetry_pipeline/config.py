@@ -38,11 +38,45 @@ class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
+#: edge: ids were hashed before they arrived, anything else is rejected. hash_on_read: ids arrive
+#: as they are and are hashed with the edge key before anything is written.
+Identity = Literal["edge", "hash_on_read"]
+
+
 class OtelFileSource(_Model):
     """The Collector's file exporter: an active file of OTLP/JSON lines, rotated ones beside it."""
 
     kind: Literal["otel_file"]
     path: str = Field(min_length=1, description="the active file, relative to the project")
+    identity: Identity = "edge"
+
+
+class KafkaSource(_Model):
+    """One topic that a Collector's Kafka exporter writes: one export request a message."""
+
+    kind: Literal["kafka"]
+    brokers: list[str] | SecretReference = Field(description="host:port, or env:NAME of a list")
+    topic: str = Field(min_length=1, max_length=249, pattern=r"^[a-zA-Z0-9._-]+$")
+    encoding: Literal["otlp_json", "otlp_proto"] = "otlp_proto"
+    group: str = Field(default="telemetry-pipeline", description="where lag tools see offsets")
+    #: librdkafka's own settings (security.protocol, sasl.*, ssl.*); secrets only by reference.
+    settings: dict[str, str | int | bool] = Field(default_factory=dict)
+    identity: Identity = "edge"
+
+
+class RedisStreamSource(_Model):
+    """Streams `<prefix>:<organisation or anonymous>:events` of ProductTelemetryBatch entries."""
+
+    kind: Literal["redis_stream"]
+    url: SecretReference = Field(description="env:NAME or file:PATH of a redis:// address")
+    prefix: str = Field(default="product-telemetry", pattern=r"^[a-zA-Z0-9._-]+$")
+    group: str = "telemetry-pipeline"
+    identity: Identity = "hash_on_read"
+
+
+SourceSettings = Annotated[
+    OtelFileSource | KafkaSource | RedisStreamSource, Field(discriminator="kind")
+]
 
 
 class Consent(_Model):
@@ -86,12 +120,22 @@ class AmplitudeDestination(_Model):
 class Config(_Model):
     """The whole of telemetry.yaml."""
 
-    sources: dict[Name, OtelFileSource] = Field(min_length=1)
+    sources: dict[Name, SourceSettings] = Field(min_length=1)
     consent: Consent = Consent()
     retention: Retention = Retention()
     reporting: Reporting = Reporting()
     routing: list[Route] = Field(default_factory=list)
     destinations: dict[Name, AmplitudeDestination] = Field(default_factory=dict)
+
+    def place_of(self, source: str, root: Path) -> str:
+        """Where a source reads, as a person would name it."""
+        match self.sources[source]:
+            case OtelFileSource(path=path):
+                return str(root / path)
+            case KafkaSource(topic=topic):
+                return f"Kafka topic {topic}"
+            case RedisStreamSource(prefix=prefix):
+                return f"Redis streams {prefix}:*:events"
 
     def allowlist(self, destination: str) -> tuple[str, ...]:
         """The event name globs routed to `destination`; empty means nothing goes there."""
@@ -121,18 +165,30 @@ def load_config(file: Path) -> Config:
 def _first_problem(document: YamlDocument, error: ValidationError) -> Exception:
     # Every problem counts, but one clear line helps more than a list of consequences.
     problem = error.errors(include_url=False, include_input=False)[0]
-    path = [part for part in problem["loc"] if _in_document(document, part)]
+    path = _path_in(document.data, problem["loc"])
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
         message = "is not a setting; check its spelling or remove it"
     if problem["type"] == "missing":
         message = "is missing"
+    if problem["type"] == "union_tag_invalid":
+        path.append("kind")
+        message = f"must be one of {problem['ctx']['expected_tags']}"
     return document.error(path, message)
 
 
-def _in_document(document: YamlDocument, part: str | int) -> bool:
-    # Pydantic adds union branch names such as function-after[…] to the path.
-    return isinstance(part, int) or ("[" not in part and part not in ("bool", "str"))
+def _path_in(value: Any, loc: tuple[str | int, ...]) -> list[str | int]:
+    """Where in the document a problem is: pydantic puts names of union branches in between, and
+    its last part may be a setting that is missing."""
+    path: list[str | int] = []
+    for number, part in enumerate(loc):
+        found = isinstance(value, dict) and part in value
+        if found or (isinstance(value, list) and isinstance(part, int) and part < len(value)):
+            value = value[part]
+        elif number < len(loc) - 1 or not isinstance(value, dict) or part == "[key]":
+            continue
+        path.append(part)
+    return path
 
 
 def resolve(reference: str, root: Path) -> str | None:

@@ -40,7 +40,7 @@ def run_dev(
         ensure_manifest(project)
         start_dagster(stack, dagster_port)
         dagster = f"http://127.0.0.1:{dagster_port}"
-        sinks = {name: str(project.resolve(source.path)) for name, source in config.sources.items()}
+        sinks = {name: config.place_of(name, project.root) for name in config.sources}
         lines = [f"Dagster  {dagster}", *(f"{name}: {path}" for name, path in sinks.items())]
         announce(
             {"dagster": dagster, "sources": sinks}, "\n".join(lines) + "\nCtrl-C ends everything."

@@ -18,7 +18,7 @@ from telemetry_pipeline.identity.keys import read_key
 from telemetry_pipeline.ingest.loader import Loader, LoaderKeys
 from telemetry_pipeline.ingest.statements import Contract, compile_contract
 from telemetry_pipeline.paths import Project
-from telemetry_pipeline.sources.base import Loss, Positions, Slice, SliceData, Source
+from telemetry_pipeline.sources.base import Encoding, Loss, Positions, Slice, SliceData, Source
 
 MS = 1_000_000
 DAY_MS = 86_400_000
@@ -99,8 +99,11 @@ class MemorySource:
 
     slices: dict[str, bytes] = field(default_factory=dict)
     name: str = "memory"
+    encoding: Encoding = "otlp_json"
+    hashes_on_read: bool = False
+    unit: str = "bytes"
 
-    def waiting_bytes(self, positions: Positions) -> int:
+    def waiting(self, positions: Positions) -> int:
         return sum(len(cut.data) for cut in self.read_new(positions))
 
     def read_new(self, positions: Positions) -> Iterator[SliceData]:
@@ -113,6 +116,15 @@ class MemorySource:
 
     def losses(self, positions: Positions) -> list[Loss]:
         return []
+
+    def reach(self, positions: Positions) -> Mapping[tuple[str, int], int]:
+        return {}
+
+    def acknowledge(self, settled: Slice) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
     def cut(self, partition: str, data: bytes | None = None) -> SliceData:
         data = self.slices[partition] if data is None else data

@@ -96,7 +96,12 @@ MISTAKES = {
         "Dictionary should have at least 1 item",
     ),
     "a source's name in capitals": ("  app_events:", "  AppEvents:", "2: sources.AppEvents", ""),
-    "an unknown kind": ("otel_file", "kafka", "3: sources.app_events.kind", "Input should be 'ot"),
+    "an unknown kind": (
+        "otel_file",
+        "rabbit",
+        "3: sources.app_events.kind",
+        "must be one of 'otel_file'",
+    ),
     "no path": (
         "    path: .data/sink/events.jsonl\n",
         "",

@@ -107,7 +107,7 @@ def ingest_events(
             "slices_recovered": total.recovered,
             "slices_lost": total.lost_slices,
             "bytes": total.bytes,
-            "bytes_waiting": total.waiting_bytes,
+            "waiting": total.waiting,
         },
     )
     yield dg.MaterializeResult(

@@ -23,7 +23,8 @@ from dagster._core.scheduler.instigation import TickStatus
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from sensors.otel_file import ACTIVE, otel_file_sensor
+from sensors.otel_file import otel_file_sensor
+from sensors.source_runs import ACTIVE
 from telemetry_pipeline.config import load_config
 from telemetry_pipeline.dbt_runtime import ensure_manifest
 from telemetry_pipeline.demo.emitter import emit
@@ -197,8 +198,7 @@ def _settle(stack: Stack, project: Project, since: datetime, console: Console) -
 
         def settled() -> bool:
             waiting = sum(
-                source.waiting_bytes(Ledger(client, name).positions())
-                for name, source in sources.items()
+                source.waiting(Ledger(client, name).positions()) for name, source in sources.items()
             )
             show(*progress.megabytes(waiting))
             runs = instance.get_run_records(limit=20)

@@ -6,6 +6,7 @@ keeps simultaneous claims apart; ownership and recovery are decided by reading b
 
 from __future__ import annotations
 
+import hashlib
 import json
 import uuid
 from collections.abc import Mapping
@@ -23,6 +24,8 @@ DEADLINE_SECONDS = 30
 INSERT_SECONDS = 60
 #: What clocks of a cluster may differ by.
 CLOCK_MARGIN_SECONDS = 5
+#: The hash of no bytes.
+NOTHING_BEFORE = hashlib.sha256(b"").hexdigest()
 
 
 @dataclass(frozen=True)
@@ -116,9 +119,29 @@ class Ledger:
     def positions(self) -> dict[tuple[str, int], Position]:
         rows = self._rows("positions.sql", {"source": self._source})
         return {
-            (row["partition"], row["epoch"]): Position(row["end"], row["tail_sha256"])
+            (row["partition"], row["epoch"]): Position(
+                row["end"],
+                # Seen, but not claimed yet: nothing stands before its start.
+                row["tail_sha256"] or NOTHING_BEFORE,
+                row["lost_end"],
+                row["seen_end"],
+            )
             for row in rows
         }
+
+    def note_reach(
+        self, reach: Mapping[tuple[str, int], int], positions: Mapping[tuple[str, int], Position]
+    ) -> None:
+        """Remember how far a source was seen to reach: what is gone later is then known."""
+        grown = [
+            [self._source, partition, epoch, end]
+            for (partition, epoch), end in reach.items()
+            if (known := positions.get((partition, epoch))) is None
+            or end > max(known.seen_end, known.end)
+        ]
+        if grown:
+            columns = ["source", "partition", "epoch", "seen_end"]
+            self._client.insert("ops.source_ends", grown, column_names=columns)
 
     def open_claims(self) -> list[OpenClaim]:
         grace = INSERT_SECONDS + CLOCK_MARGIN_SECONDS

@@ -84,7 +84,7 @@ class IngestReport:
     dropped: dict[str, int] = field(default_factory=dict)
     unknown_attributes: int = 0
     bytes: int = 0
-    waiting_bytes: int = 0
+    waiting: int = 0
 
     def add(self, landed: Landed, size: int) -> None:
         self.slices += 1
@@ -132,12 +132,15 @@ class Loader:
         report = IngestReport()
         self._keep_contract()
         failed = self._finish_open_claims(report)
-        for loss in self.source.losses(self._ledger.positions()):
-            log.warning("source %s: %s was cut off and began anew", loss.slice.source, loss.reason)
+        positions = self._ledger.positions()
+        self._ledger.note_reach(self.source.reach(positions), positions)
+        for loss in self.source.losses(positions):
+            log.error("source %s: %s is lost: %s", loss.slice.source, loss.slice, loss.reason)
             self._ledger.record_loss(loss)
+            report.lost_slices += 1
         while self._load_new(report, max_bytes, on_slice):
             pass
-        report.waiting_bytes = self.source.waiting_bytes(self._ledger.positions())
+        report.waiting = self.source.waiting(self._ledger.positions())
         if failed:
             raise IngestError(f"{len(failed)} slices stay open; the first: {failed[0]}")
         return report
@@ -223,6 +226,7 @@ class Loader:
         # line has read a batch that was not checked yet, and must count as stale.
         self._ledger.touch(wanted, attempt, "settled", self.timezone)
         self._ledger.finish(wanted, attempt, landed)
+        self.source.acknowledge(wanted)
 
     def _finish_open_claims(self, report: IngestReport) -> list[Exception]:
         """Take over what is due. A slice that fails again must not keep new ones waiting."""

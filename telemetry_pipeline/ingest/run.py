@@ -8,6 +8,7 @@ from contextlib import closing
 from telemetry_pipeline.catalog.publish import check_reporting, publish_policy
 from telemetry_pipeline.catalog.reader import read_catalog
 from telemetry_pipeline.config import Config, load_config
+from telemetry_pipeline.config import OtelFileSource as OtelFileSettings
 from telemetry_pipeline.errors import PolicyError
 from telemetry_pipeline.identity.keys import read_key
 from telemetry_pipeline.ingest.loader import IngestReport, Loader, LoaderKeys, new_session_id
@@ -28,7 +29,17 @@ def build_source(project: Project, config: Config, name: str) -> Source:
     if settings is None:
         known = ", ".join(config.sources)
         raise PolicyError(project.config_file, None, "sources", f"no source {name} ({known})")
-    return OtelFileSource(name, project.resolve(settings.path))
+    match settings:
+        case OtelFileSettings():
+            return OtelFileSource(
+                name,
+                project.resolve(settings.path),
+                hashes_on_read=settings.identity == "hash_on_read",
+            )
+        case _:
+            raise PolicyError(
+                project.config_file, None, f"sources.{name}", f"{settings.kind} is not read yet"
+            )
 
 
 def ingest(
@@ -49,7 +60,10 @@ def ingest(
         event=read_key("event", project.keys_dir),
         dead_letter=read_key("dead_letter", project.keys_dir),
     )
-    with closing(connect(project, session_id=new_session_id(), log_comment=run_id)) as client:
+    with (
+        closing(source),
+        closing(connect(project, session_id=new_session_id(), log_comment=run_id)) as client,
+    ):
         apply_retention(client, config.retention)
         publish_policy(client, config, catalog)
         loader = Loader(

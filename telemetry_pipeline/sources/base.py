@@ -5,14 +5,20 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
+
+#: What a slice's bytes are. otlp_json: OTLP/JSON export requests, one a line. otlp_proto: OTLP
+#: protobuf export requests, each behind its length as a varint. product_telemetry_batch: lines of
+#: {"organisation": "<id or empty>", "batch": <ProductTelemetryBatch>}.
+Encoding = Literal["otlp_json", "otlp_proto", "product_telemetry_batch"]
 
 
 @dataclass(frozen=True)
 class Slice:
     """A half-open range [start, end) of one epoch of one partition; it never changes.
 
-    Offsets are bytes for files. `batch_id` (64 bit) marks every row the slice produces.
+    Offsets are bytes for files, message offsets for Kafka, and for Redis streams numbers made of
+    entry ids. `batch_id` (64 bit) marks every row the slice produces.
     """
 
     source: str
@@ -29,10 +35,17 @@ class Slice:
 
 @dataclass(frozen=True)
 class Position:
-    """How far the ledger's claims reach in one epoch, and the hash of the last bytes before."""
+    """What the ledger knows of one epoch of a partition.
+
+    `end` and `tail_sha256`: how far claims reach, and what tells that it is the same epoch (files:
+    the hash of the bytes before `end`; others: of what names the topic or stream). `lost_end`: how
+    far ranges recorded as lost reach. `seen_end`: how far the source was ever seen to reach.
+    """
 
     end: int
     tail_sha256: str
+    lost_end: int = 0
+    seen_end: int = 0
 
 
 #: (partition, epoch) -> Position
@@ -64,9 +77,15 @@ class Source(Protocol):
     """A source plans from the ledger's positions alone: it keeps no state of its own."""
 
     name: str
+    encoding: Encoding
+    #: Whether ids arrive as they are and are hashed in the staging session, before anything is
+    #: written; otherwise only edge ids are taken.
+    hashes_on_read: bool
+    #: What `waiting` counts: bytes, messages, entries.
+    unit: str
 
-    def waiting_bytes(self, positions: Positions) -> int:
-        """Bytes that no claim covers yet; cheap enough for every sensor tick."""
+    def waiting(self, positions: Positions) -> int:
+        """How much no claim covers yet, in `unit`; cheap enough for every sensor tick."""
 
     def read_new(self, positions: Positions) -> Iterator[SliceData]:
         """The unclaimed slices, in order, read as they are asked for."""
@@ -74,5 +93,15 @@ class Source(Protocol):
     def read_again(self, wanted: Slice, positions: Positions) -> bytes | None:
         """The bytes of a claimed slice, or None when they are gone."""
 
+    def reach(self, positions: Positions) -> Mapping[tuple[str, int], int]:
+        """How far each epoch reaches now, where a loss could not be told without knowing it."""
+
     def losses(self, positions: Positions) -> list[Loss]:
-        """Ranges that vanished before they were read."""
+        """Ranges that vanished before they were read and are not yet in the ledger as lost."""
+
+    def acknowledge(self, settled: Slice) -> None:
+        """The ledger has the slice's result: tell those who watch the source. Not needed for
+        exactly once, and may be repeated."""
+
+    def close(self) -> None:
+        """Let go of connections."""

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from telemetry_pipeline.errors import TelemetryError
-from telemetry_pipeline.sources.base import Loss, Positions, Slice, SliceData
+from telemetry_pipeline.sources.base import Encoding, Loss, Positions, Slice, SliceData
 
 #: Some 50,000 records; larger slices gain little speed and cost memory (the bytes are held once).
 SLICE_BYTES = 32 * 1024 * 1024
@@ -45,12 +45,23 @@ class _Found:
 class OtelFileSource:
     """Reads `active` and the files rotated out of it (`<stem>-<timestamp>-size<suffix>`)."""
 
-    def __init__(self, name: str, active: Path, *, slice_bytes: int = SLICE_BYTES) -> None:
+    encoding: Encoding = "otlp_json"
+    unit = "bytes"
+
+    def __init__(
+        self,
+        name: str,
+        active: Path,
+        *,
+        hashes_on_read: bool = False,
+        slice_bytes: int = SLICE_BYTES,
+    ) -> None:
         self.name = name
+        self.hashes_on_read = hashes_on_read
         self._active = active
         self._slice_bytes = slice_bytes
 
-    def waiting_bytes(self, positions: Positions) -> int:
+    def waiting(self, positions: Positions) -> int:
         """Bytes no claim covers yet. A half-written last line counts only once it is whole."""
         waiting = 0
         for found in self._find(positions):
@@ -106,6 +117,15 @@ class OtelFileSource:
                 lost = Slice(self.name, partition, epoch, position.end, position.end)
                 cut_off.append(Loss(lost, "truncated"))
         return cut_off
+
+    def reach(self, positions: Positions) -> dict[tuple[str, int], int]:
+        return {(file.partition, file.epoch): file.size for file in self._find(positions)}
+
+    def acknowledge(self, settled: Slice) -> None:
+        """Nobody watches a file."""
+
+    def close(self) -> None:
+        """Files are open only while they are read."""
 
     def _find(self, positions: Positions) -> list[_Found]:
         by_identity: dict[tuple[str, int], _Found] = {}

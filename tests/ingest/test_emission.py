@@ -33,7 +33,7 @@ def test_an_emission_is_ingested_as_its_manifest_says(client: Client, project: P
     assert report.rejected == manifest.rejected
     assert report.dropped == manifest.dropped
     assert report.unknown_attributes == manifest.unknown_attributes
-    assert (report.lost_slices, report.waiting_bytes) == (0, 0)
+    assert (report.lost_slices, report.waiting) == (0, 0)
     assert report.slices > 4, "the sink was rotated"
     stored = client.query(
         "SELECT count(), uniqExact(event_id) FROM raw.product_telemetry_events"

@@ -779,7 +779,7 @@ def test_sigkill_at_any_moment_neither_loses_nor_doubles_an_event(
     results = world.results()
     assert sum(row["received"] for row in results) == 330
     assert sum(row["duplicates"] for row in results) == 30
-    assert json.loads(out.splitlines()[-1])["waiting_bytes"] == 0
+    assert json.loads(out.splitlines()[-1])["waiting"] == 0
 
 
 def _all_claims(world: World) -> list[tuple[Any, ...]]:

@@ -9,7 +9,8 @@ import pytest
 from clickhouse_connect.driver.client import Client
 from dagster._core.test_utils import create_run_for_test
 
-from sensors.otel_file import otel_file_sensor, run_history
+from sensors.otel_file import otel_file_sensor
+from sensors.source_runs import run_history
 from telemetry_pipeline.assets.jobs import SOURCE_TAG
 from telemetry_pipeline.ingest.run import ingest
 from telemetry_pipeline.paths import Project

@@ -74,14 +74,14 @@ def lines(first: int, last: int) -> bytes:
 
 def test_an_empty_folder_has_nothing_new(sink: Sink) -> None:
     assert sink.read() == b""
-    assert sink.source.waiting_bytes({}) == 0
+    assert sink.source.waiting({}) == 0
 
 
 def test_a_folder_that_is_not_there_has_nothing_new(tmp_path: Path) -> None:
     source = OtelFileSource("app", tmp_path / "nowhere" / "events.jsonl")
 
     assert list(source.read_new({})) == []
-    assert source.waiting_bytes({}) == 0
+    assert source.waiting({}) == 0
 
 
 def test_what_was_read_is_not_read_again(sink: Sink) -> None:
@@ -89,10 +89,10 @@ def test_what_was_read_is_not_read_again(sink: Sink) -> None:
     assert sink.read() == lines(0, 10)
     sink.write(lines(10, 12))
 
-    assert sink.source.waiting_bytes(sink.positions) == len(lines(10, 12))
+    assert sink.source.waiting(sink.positions) == len(lines(10, 12))
     assert sink.read() == lines(10, 12)
     assert sink.read() == b""
-    assert sink.source.waiting_bytes(sink.positions) == 0
+    assert sink.source.waiting(sink.positions) == 0
 
 
 def test_slices_end_at_line_ends(sink: Sink) -> None:
@@ -108,7 +108,7 @@ def test_slices_end_at_line_ends(sink: Sink) -> None:
 def test_a_half_written_line_waits_until_it_is_whole(sink: Sink) -> None:
     sink.write(lines(0, 3) + b'{"line"')
 
-    assert sink.source.waiting_bytes(sink.positions) == len(lines(0, 3))
+    assert sink.source.waiting(sink.positions) == len(lines(0, 3))
     assert sink.read() == lines(0, 3)
 
     sink.write(b": 3}\n")
@@ -214,7 +214,7 @@ def test_a_file_that_vanishes_between_listing_and_opening_is_passed_over(
     monkeypatch.setattr(OtelFileSource, "_paths", lambda _: listed)
     (sink.folder / ROTATED).unlink()
 
-    assert sink.source.waiting_bytes({}) == len(lines(3, 6))
+    assert sink.source.waiting({}) == len(lines(3, 6))
     assert sink.read() == lines(3, 6)
 
 
@@ -336,7 +336,7 @@ def test_a_copy_of_a_file_is_the_same_file(sink: Sink) -> None:
 
     sink.write(lines(0, 10), "events-of-a-backup.jsonl")
     assert sink.read() == b""
-    assert sink.source.waiting_bytes(sink.positions) == 0
+    assert sink.source.waiting(sink.positions) == 0
 
 
 def test_claimed_bytes_can_be_read_again_after_a_rotation(sink: Sink) -> None:
@@ -397,7 +397,7 @@ def test_slices_joined_are_the_whole_lines_of_the_file(
         sink = Sink(Path(folder), slice_bytes)
         sink.write(content, ROTATED if closed else "events.jsonl")
 
-        assert sink.source.waiting_bytes({}) == len(whole)
+        assert sink.source.waiting({}) == len(whole)
         assert sink.read() == whole
         assert sink.read() == b""
 
