@@ -120,7 +120,7 @@ class MemorySource:
     def reach(self, positions: Positions) -> Mapping[tuple[str, int], int]:
         return {}
 
-    def acknowledge(self, settled: Slice) -> None:
+    def acknowledge(self, settled: Slice, rejected: Mapping[str, int]) -> None:
         pass
 
     def close(self) -> None:

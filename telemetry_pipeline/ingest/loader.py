@@ -226,7 +226,7 @@ class Loader:
         # line has read a batch that was not checked yet, and must count as stale.
         self._ledger.touch(wanted, attempt, "settled", self.timezone)
         self._ledger.finish(wanted, attempt, landed)
-        self.source.acknowledge(wanted)
+        self.source.acknowledge(wanted, landed.rejected)
 
     def _finish_open_claims(self, report: IngestReport) -> list[Exception]:
         """Take over what is due. A slice that fails again must not keep new ones waiting."""

@@ -99,9 +99,9 @@ class Source(Protocol):
     def losses(self, positions: Positions) -> list[Loss]:
         """Ranges that vanished before they were read and are not yet in the ledger as lost."""
 
-    def acknowledge(self, settled: Slice) -> None:
-        """The ledger has the slice's result: tell those who watch the source. Not needed for
-        exactly once, and may be repeated."""
+    def acknowledge(self, settled: Slice, rejected: Mapping[str, int]) -> None:
+        """The ledger has the slice's result (`rejected`: records by reason): tell those who watch
+        the source. Not needed for exactly once; a crash may leave it out or repeat it."""
 
     def close(self) -> None:
         """Let go of connections."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,7 +121,7 @@ class OtelFileSource:
     def reach(self, positions: Positions) -> dict[tuple[str, int], int]:
         return {(file.partition, file.epoch): file.size for file in self._find(positions)}
 
-    def acknowledge(self, settled: Slice) -> None:
+    def acknowledge(self, settled: Slice, rejected: Mapping[str, int]) -> None:
         """Nobody watches a file."""
 
     def close(self) -> None:
