@@ -41,6 +41,12 @@ class Service:
     variables: Mapping[str, str] = field(default_factory=dict)
     _process: subprocess.Popen[bytes] | None = None
 
+    @property
+    def pid(self) -> int:
+        """The process id while it runs."""
+        assert self._process is not None, f"{self.command[0]} does not run"
+        return self._process.pid
+
     def start(self, patience: float = 60) -> None:
         with self.log.open("ab") as output:
             self._process = subprocess.Popen(
