@@ -30,7 +30,10 @@ WITH
     removed AS
     (
         SELECT batch_id, sum(ops.ledger_adjustments.records) AS records
-        FROM ops.ledger_adjustments GROUP BY batch_id
+        FROM ops.ledger_adjustments
+        -- Dead letters have adjustments of their own.
+        WHERE kind NOT IN ('letters_purged', 'letters_erased')
+        GROUP BY batch_id
     )
 SELECT
     count() AS batches,
