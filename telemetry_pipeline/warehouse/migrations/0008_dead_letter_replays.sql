@@ -66,7 +66,8 @@ ALTER TABLE ops.ledger_adjustments
         'letters_purged' = 4, 'letters_erased' = 5
     );
 
--- The slices of replays with what became of them. A range recorded as lost may have landed in part.
+-- The slices of replays with what became of them: settled, passed (it holds no letter: they were gone
+-- or did not open), lost (it may have landed in part), open.
 CREATE VIEW IF NOT EXISTS ops.dead_letter_replay_slices AS
 SELECT
     toUUIDOrZero(intents.partition) AS replay_id,
@@ -77,8 +78,11 @@ SELECT
         (intents.partition, intents.start_offset, intents.end_offset) IN
             (SELECT partition, start_offset, end_offset FROM ops.source_losses WHERE source = 'dead_letters'),
             'lost',
-        intents.batch_id IN (SELECT batch_id FROM ops.slice_results WHERE source = 'dead_letters'),
+        intents.batch_id IN
+            (SELECT batch_id FROM ops.slice_results WHERE source = 'dead_letters' AND received > 0),
             'settled',
+        intents.batch_id IN (SELECT batch_id FROM ops.slice_results WHERE source = 'dead_letters'),
+            'passed',
         'open'
     ) AS state
 FROM
@@ -90,8 +94,7 @@ FROM
     LIMIT 1 BY partition, start_offset
 ) AS intents;
 
--- Every item of every replay: settled, open or lost with its slice; pending before a slice takes it;
--- missed when slices passed it over, because its letter was gone or could not be opened then.
+-- Every item of every replay, in the state of its slice, or pending before a slice takes it.
 CREATE VIEW IF NOT EXISTS ops.dead_letter_replay_progress AS
 SELECT
     items.replay_id AS replay_id,
@@ -103,22 +106,14 @@ SELECT
     items.first_ingested_at AS first_ingested_at,
     slices.batch_id AS replay_batch_id,
     slices.start_offset AS slice_start,
-    multiIf(
-        items.number < slices.end_offset, slices.state,
-        items.number >= reached.end_offset, 'pending',
-        'missed'
-    ) AS state
+    if(items.number < slices.end_offset, slices.state, 'pending') AS state
 FROM
 (
     SELECT * FROM ops.dead_letter_replay_items
     WHERE replay_id IN (SELECT replay_id FROM ops.dead_letter_replays)
 ) AS items
 ASOF LEFT JOIN ops.dead_letter_replay_slices AS slices
-    ON items.replay_id = slices.replay_id AND items.number >= slices.start_offset
-LEFT JOIN
-(
-    SELECT replay_id, max(end_offset) AS end_offset FROM ops.dead_letter_replay_slices GROUP BY replay_id
-) AS reached ON items.replay_id = reached.replay_id;
+    ON items.replay_id = slices.replay_id AND items.number >= slices.start_offset;
 
 -- The dead letters of finished batches, each with its state: waiting, replaying (a replay holds it),
 -- replayed (it was judged again). Letters listed for removal are as good as gone.
