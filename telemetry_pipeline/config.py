@@ -16,8 +16,13 @@ from telemetry_pipeline.yaml_document import YamlDocument, load_yaml
 _REFERENCE = re.compile(r"env:[A-Za-z_][A-Za-z0-9_]*|file:.+")
 
 
+def is_reference(value: str) -> bool:
+    """Whether a value of telemetry.yaml names where the value is: env:NAME or file:PATH."""
+    return _REFERENCE.fullmatch(value) is not None
+
+
 def _check_reference(value: str) -> str:
-    if not _REFERENCE.fullmatch(value):
+    if not is_reference(value):
         raise ValueError("must be a reference, env:NAME or file:PATH, never the value itself")
     return value
 
@@ -32,6 +37,48 @@ def _check_timezone(value: str) -> str:
 
 SecretReference = Annotated[str, AfterValidator(_check_reference)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
+
+
+#: Settings of librdkafka that hold a secret, by the end of their name.
+_SECRET_SETTING = re.compile(r".*(password|passphrase|secret|\.key\.pem)|sasl\.oauthbearer\.config")
+#: Settings that others here decide, and what breaks or where it stands.
+_OUR_SETTINGS = {
+    "bootstrap.servers": "write brokers instead",
+    "metadata.broker.list": "write brokers instead",
+    "group.id": "write group instead",
+    **dict.fromkeys(
+        (
+            "enable.auto.commit",
+            "auto.commit.enable",
+            "enable.auto.offset.store",
+            "offset.store.method",
+            "auto.offset.reset",
+            "isolation.level",
+            "enable.partition.eof",
+        ),
+        "exactly once rests on it; remove it",
+    ),
+}
+
+
+def _check_brokers(value: list[str] | str) -> list[str] | str:
+    if isinstance(value, str):
+        return _check_reference(value)
+    if not value or not all(re.fullmatch(r"[^\s,/]+:[0-9]+", broker) for broker in value):
+        raise ValueError("must be a list of host:port, or a reference such as env:KAFKA_BROKERS")
+    return value
+
+
+def _check_kafka_settings(value: dict[str, str | int | bool]) -> dict[str, str | int | bool]:
+    for name, setting in value.items():
+        if name in _OUR_SETTINGS:
+            raise ValueError(f"{name} is not yours to set: {_OUR_SETTINGS[name]}")
+        is_secret = _SECRET_SETTING.fullmatch(name) is not None
+        if is_secret and not (isinstance(setting, str) and is_reference(setting)):
+            raise ValueError(
+                f"{name} must be a reference, env:NAME or file:PATH, never the value itself"
+            )
+    return value
 
 
 class _Model(BaseModel):
@@ -55,12 +102,18 @@ class KafkaSource(_Model):
     """One topic that a Collector's Kafka exporter writes: one export request a message."""
 
     kind: Literal["kafka"]
-    brokers: list[str] | SecretReference = Field(description="host:port, or env:NAME of a list")
+    brokers: Annotated[list[str] | str, AfterValidator(_check_brokers)] = Field(
+        description="host:port, or env:NAME of a list with commas"
+    )
     topic: str = Field(min_length=1, max_length=249, pattern=r"^[a-zA-Z0-9._-]+$")
     encoding: Literal["otlp_json", "otlp_proto"] = "otlp_proto"
-    group: str = Field(default="telemetry-pipeline", description="where lag tools see offsets")
+    group: str = Field(
+        default="telemetry-pipeline", min_length=1, description="where lag tools see offsets"
+    )
     #: librdkafka's own settings (security.protocol, sasl.*, ssl.*); secrets only by reference.
-    settings: dict[str, str | int | bool] = Field(default_factory=dict)
+    settings: Annotated[dict[str, str | int | bool], AfterValidator(_check_kafka_settings)] = Field(
+        default_factory=dict
+    )
     identity: Identity = "edge"
 
 

@@ -6,6 +6,7 @@ import warnings
 
 import dagster as dg
 
+from sensors.kafka import kafka_sensor
 from sensors.otel_file import otel_file_sensor
 from telemetry_pipeline.assets.checks import RAW_CHECKS
 from telemetry_pipeline.assets.exports import amplitude, amplitude_is_up_to_date
@@ -24,6 +25,6 @@ defs = dg.Definitions(
     asset_checks=[*RAW_CHECKS, amplitude_is_up_to_date],
     jobs=JOBS,
     schedules=SCHEDULES,
-    sensors=[otel_file_sensor],
+    sensors=[kafka_sensor, otel_file_sensor],
     resources={"dbt": dbt},
 )

@@ -9,10 +9,10 @@ import dagster as dg
 from clickhouse_connect.driver.client import Client
 
 from telemetry_pipeline.assets.run_history import prune_runs
-from telemetry_pipeline.config import load_config
+from telemetry_pipeline.config import Config, load_config
 from telemetry_pipeline.ingest.loader import IngestReport
-from telemetry_pipeline.ingest.run import ingest
-from telemetry_pipeline.paths import find_project
+from telemetry_pipeline.ingest.run import build_source, ingest
+from telemetry_pipeline.paths import Project, find_project
 from telemetry_pipeline.warehouse.client import connect
 
 EVENTS = dg.AssetKey(["raw", "product_telemetry_events"])
@@ -78,11 +78,14 @@ def ingest_events(
 ) -> Iterator[dg.MaterializeResult[None]]:
     """Lands what the sources have; the ledger decides what is new, not this run."""
     project = find_project()
-    sources = [config.source] if config.source else list(load_config(project.config_file).sources)
+    policy = load_config(project.config_file)
+    sources = [config.source] if config.source else list(policy.sources)
     total = IngestReport()
+    lags = {}
     for source in sources:
         report = ingest(project, source, context.run_id, on_slice=_progress(context, source))
         _add(total, report)
+        lags[f"{source}/waiting_{_unit(project, policy, source)}"] = report.waiting
     prune_runs(context.instance, context.run.job_name)
     with closing(connect(project)) as client:
         shapes = {
@@ -107,7 +110,7 @@ def ingest_events(
             "slices_recovered": total.recovered,
             "slices_lost": total.lost_slices,
             "bytes": total.bytes,
-            "waiting": total.waiting,
+            **lags,
         },
     )
     yield dg.MaterializeResult(
@@ -119,6 +122,12 @@ def ingest_events(
     )
     for table in BOOKKEEPING:
         yield dg.MaterializeResult(asset_key=["ops", table], metadata=shapes[f"ops.{table}"])
+
+
+def _unit(project: Project, policy: Config, source: str) -> str:
+    """What a source's lag is counted in: bytes, messages, entries."""
+    with closing(build_source(project, policy, source)) as opened:
+        return opened.unit
 
 
 def _progress(context: dg.AssetExecutionContext, source: str) -> Callable[[IngestReport], None]:

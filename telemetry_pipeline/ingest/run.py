@@ -8,6 +8,7 @@ from contextlib import closing
 from telemetry_pipeline.catalog.publish import check_reporting, publish_policy
 from telemetry_pipeline.catalog.reader import read_catalog
 from telemetry_pipeline.config import Config, load_config
+from telemetry_pipeline.config import KafkaSource as KafkaSettings
 from telemetry_pipeline.config import OtelFileSource as OtelFileSettings
 from telemetry_pipeline.errors import PolicyError
 from telemetry_pipeline.identity.keys import read_key
@@ -15,6 +16,8 @@ from telemetry_pipeline.ingest.loader import IngestReport, Loader, LoaderKeys, n
 from telemetry_pipeline.ingest.statements import compile_contract
 from telemetry_pipeline.paths import Project
 from telemetry_pipeline.sources.base import Source
+from telemetry_pipeline.sources.kafka import KafkaSource
+from telemetry_pipeline.sources.kafka_settings import read_connection
 from telemetry_pipeline.sources.otel_file import OtelFileSource
 from telemetry_pipeline.warehouse.client import connect
 from telemetry_pipeline.warehouse.retention import apply_retention
@@ -34,6 +37,15 @@ def build_source(project: Project, config: Config, name: str) -> Source:
             return OtelFileSource(
                 name,
                 project.resolve(settings.path),
+                hashes_on_read=settings.identity == "hash_on_read",
+            )
+        case KafkaSettings():
+            return KafkaSource(
+                name,
+                read_connection(project, name, settings),
+                settings.topic,
+                encoding=settings.encoding,
+                group=settings.group,
                 hashes_on_read=settings.identity == "hash_on_read",
             )
         case _:

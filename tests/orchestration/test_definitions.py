@@ -94,11 +94,11 @@ def test_every_dbt_test_is_an_asset_check(
     assert tests <= checks
 
 
-def test_the_sensor_is_on_and_every_schedule_waits_to_be_switched_on(
+def test_every_sensor_is_on_and_every_schedule_waits_to_be_switched_on(
     definitions: dg.Definitions,
 ) -> None:
     sensors = {sensor.name: sensor.default_status for sensor in definitions.sensors or []}
-    assert sensors == {"otel_file": dg.DefaultSensorStatus.RUNNING}
+    assert sensors == dict.fromkeys(("kafka", "otel_file"), dg.DefaultSensorStatus.RUNNING)
     schedules = list(definitions.schedules or [])
     assert {getattr(schedule, "name", "") for schedule in schedules} == {
         "nightly_reconciliation",
