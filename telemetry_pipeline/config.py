@@ -96,6 +96,9 @@ class OtelFileSource(_Model):
     kind: Literal["otel_file"]
     path: str = Field(min_length=1, description="the active file, relative to the project")
     identity: Identity = "edge"
+    #: What a .gz or .zst file may decompress to: bytes, and times its own size (from 64 MiB on).
+    max_decompressed_bytes: int = Field(default=4 * 1024**3, ge=1024**2)
+    max_compression_ratio: int = Field(default=200, ge=1)
 
 
 class KafkaSource(_Model):

@@ -12,10 +12,12 @@ from telemetry_pipeline.config import KafkaSource as KafkaSettings
 from telemetry_pipeline.config import OtelFileSource as OtelFileSettings
 from telemetry_pipeline.errors import PolicyError
 from telemetry_pipeline.identity.keys import read_key
+from telemetry_pipeline.ingest import ledger
 from telemetry_pipeline.ingest.loader import IngestReport, Loader, LoaderKeys, new_session_id
 from telemetry_pipeline.ingest.statements import compile_contract
 from telemetry_pipeline.paths import Project
 from telemetry_pipeline.sources.base import Source
+from telemetry_pipeline.sources.dead_letters import DEAD_LETTERS, DeadLetterSource, PayloadKey
 from telemetry_pipeline.sources.kafka import KafkaSource
 from telemetry_pipeline.sources.kafka_settings import read_connection
 from telemetry_pipeline.sources.otel_file import OtelFileSource
@@ -27,7 +29,16 @@ MAX_RUN_BYTES = 4 * 1024**3
 
 
 def build_source(project: Project, config: Config, name: str) -> Source:
-    """The source `name` of telemetry.yaml."""
+    """The source `name` of telemetry.yaml, or the one of replayed dead letters."""
+    if DEAD_LETTERS in config.sources:
+        raise PolicyError(
+            project.config_file,
+            None,
+            f"sources.{DEAD_LETTERS}",
+            "is the name under which dead letters are replayed; choose another",
+        )
+    if name == DEAD_LETTERS:
+        return _replays(project)
     settings = config.sources.get(name)
     if settings is None:
         known = ", ".join(config.sources)
@@ -52,6 +63,20 @@ def build_source(project: Project, config: Config, name: str) -> Source:
             raise PolicyError(
                 project.config_file, None, f"sources.{name}", f"{settings.kind} is not read yet"
             )
+
+
+def payload_key(project: Project) -> PayloadKey:
+    """What opens dead letters now. Raises TelemetryError that says how to make a key."""
+    key = read_key("dead_letter", project.keys_dir)
+    return PayloadKey(key.key_id, key.derive("payload"))
+
+
+def _replays(project: Project) -> DeadLetterSource:
+    return DeadLetterSource(
+        connect(project),
+        payload_key(project),
+        grace_seconds=ledger.INSERT_SECONDS + ledger.CLOCK_MARGIN_SECONDS,
+    )
 
 
 def ingest(

@@ -3,73 +3,21 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from file_sink import ROTATED, ROTATED_LATER, Sink, lines
 from hypothesis import given
 from hypothesis import strategies as st
 
 from telemetry_pipeline.errors import TelemetryError
-from telemetry_pipeline.sources.base import Position, SliceData
 from telemetry_pipeline.sources.otel_file import OtelFileSource
-
-ROTATED = "events-2026-05-01T10-00-00.000-size.jsonl"
-ROTATED_LATER = "events-2026-05-01T11-00-00.000-size.jsonl"
-
-
-@dataclass
-class Sink:
-    """A folder as the Collector fills it, and a ledger that remembers what was claimed."""
-
-    folder: Path
-    slice_bytes: int = 40
-    positions: dict[tuple[str, int], Position] = field(default_factory=dict)
-    claimed: list[SliceData] = field(default_factory=list)
-
-    @property
-    def active(self) -> Path:
-        return self.folder / "events.jsonl"
-
-    @property
-    def source(self) -> OtelFileSource:
-        return OtelFileSource("app", self.active, slice_bytes=self.slice_bytes)
-
-    def write(self, data: bytes, name: str = "events.jsonl") -> None:
-        with (self.folder / name).open("ab") as file:
-            file.write(data)
-
-    def rotate(self, name: str = ROTATED) -> None:
-        self.active.rename(self.folder / name)
-
-    def read(self, meanwhile: Callable[[], None] | None = None) -> bytes:
-        """Claim all that is new; `meanwhile` happens after the first slice."""
-        new = []
-        for cut in self.source.read_new(self.positions):
-            new.append(cut)
-            self._claim(cut)
-            if meanwhile is not None:
-                meanwhile()
-                meanwhile = None
-        return b"".join(cut.data for cut in new)
-
-    def _claim(self, cut: SliceData) -> None:
-        key = (cut.slice.partition, cut.slice.epoch)
-        reached = self.positions[key].end if key in self.positions else 0
-        assert cut.slice.start == reached, "a slice begins where the last one ended"
-        assert cut.slice.end - cut.slice.start == len(cut.data)
-        self.positions[key] = Position(cut.slice.end, cut.tail_sha256)
-        self.claimed.append(cut)
+from telemetry_pipeline.sources.sink_files import SinkFiles
 
 
 @pytest.fixture
 def sink(tmp_path: Path) -> Sink:
     return Sink(tmp_path)
-
-
-def lines(first: int, last: int) -> bytes:
-    return b"".join(b'{"line": %d}\n' % number for number in range(first, last))
 
 
 def test_an_empty_folder_has_nothing_new(sink: Sink) -> None:
@@ -210,8 +158,8 @@ def test_a_file_that_vanishes_between_listing_and_opening_is_passed_over(
 ) -> None:
     sink.write(lines(0, 3), ROTATED)
     sink.write(lines(3, 6))
-    listed = sink.source._paths()
-    monkeypatch.setattr(OtelFileSource, "_paths", lambda _: listed)
+    listed = sink.source._files.listing()
+    monkeypatch.setattr(SinkFiles, "listing", lambda _: listed)
     (sink.folder / ROTATED).unlink()
 
     assert sink.source.waiting({}) == len(lines(3, 6))
@@ -354,10 +302,10 @@ def test_claimed_bytes_are_found_although_the_file_was_renamed_after_it_was_list
 ) -> None:
     sink.write(lines(0, 10))
     sink.read()
-    looks = [sink.source._paths()]
-    list_paths = OtelFileSource._paths
+    looks = [sink.source._files.listing()]
+    listing = SinkFiles.listing
     monkeypatch.setattr(
-        OtelFileSource, "_paths", lambda source: looks.pop() if looks else list_paths(source)
+        SinkFiles, "listing", lambda files: looks.pop() if looks else listing(files)
     )
     sink.rotate()
 
@@ -395,7 +343,9 @@ def test_slices_joined_are_the_whole_lines_of_the_file(
     whole = content if closed else content[: content.rfind(b"\n") + 1]
     with tempfile.TemporaryDirectory() as folder:
         sink = Sink(Path(folder), slice_bytes)
-        sink.write(content, ROTATED if closed else "events.jsonl")
+        name = ROTATED if closed else "events.jsonl"
+        sink.write(content, name)
+        sink.age(sink.folder / name)
 
         assert sink.source.waiting({}) == len(whole)
         assert sink.read() == whole
@@ -421,6 +371,8 @@ def test_a_growing_and_rotating_file_loses_and_repeats_nothing(
                 sink.rotate(f"events-{number:04}-size.jsonl")
         if sink.active.exists():
             sink.rotate("events-9999-size.jsonl")
+        for path in sink.folder.iterdir():
+            sink.age(path)
         sink.read()
 
         by_partition: dict[str, bytes] = {}
