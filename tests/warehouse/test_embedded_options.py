@@ -40,6 +40,7 @@ class TestOptions:
         assert options.parameters == {"x": "v"}
         assert options.settings == {"max_threads": "2"}
         assert options.wait_end_of_query
+        assert options.protocol_revision == 54460
 
     def test_in_the_url_win_over_headers(self) -> None:
         headers = {"x-clickhouse-database": "h", "x-clickhouse-format": "CSV"}

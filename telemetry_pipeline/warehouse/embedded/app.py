@@ -57,6 +57,10 @@ from telemetry_pipeline.warehouse.embedded.errors import (
     bad_argument,
     not_supported,
 )
+from telemetry_pipeline.warehouse.embedded.native_revision import (
+    CUSTOM_SERIALIZATION,
+    with_revision,
+)
 from telemetry_pipeline.warehouse.embedded.options import (
     Options,
     credentials,
@@ -288,7 +292,14 @@ class _Exchange:
     ) -> None:
         """Run on the session's connection, or on a fresh one that is closed afterwards."""
         output_format = statement.output_format or self._options.default_format or "TabSeparated"
-        streams = statement.action is Action.SELECT and can_stream(output_format)
+        # A newer Native is made of the whole answer: its blocks are cut anywhere in a stream.
+        is_newer_native = (
+            output_format.lower() == "native"
+            and self._options.protocol_revision >= CUSTOM_SERIALIZATION
+        )
+        streams = (
+            statement.action is Action.SELECT and can_stream(output_format) and not is_newer_native
+        )
         held: list[Connection] = []
         stream: ResultStream | None = None
 
@@ -299,7 +310,8 @@ class _Exchange:
                 held.append(used)
             self._prepare(used, session, statement)
             if not streams:
-                return used.query(sql, output_format, self._options.parameters, self._stats), None
+                whole = used.query(sql, output_format, self._options.parameters, self._stats)
+                return with_revision(whole) if is_newer_native else whole, None
             started = used.stream(sql, output_format, self._options.parameters, self._stats)
             return _gather(started)
 

@@ -23,9 +23,7 @@ _SETTING_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*\Z")
 _PARAMETER_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 
 # Parameters of the transport that the embedded server can leave without effect.
-_WITHOUT_EFFECT: Final = frozenset(
-    ("buffer_size", "quota_key", "stacktrace", "client_protocol_version", "user", "password")
-)
+_WITHOUT_EFFECT: Final = frozenset(("buffer_size", "quota_key", "stacktrace", "user", "password"))
 _UNSUPPORTED_WHEN_ON: Final = {
     "compress": "ClickHouse's own block compression of answers; use Accept-Encoding",
     "decompress": "ClickHouse's own block compression of bodies; use Content-Encoding",
@@ -53,6 +51,7 @@ class Options:
     session: SessionRequest | None = None
     wait_end_of_query: bool = False
     compress_answer: bool = False
+    protocol_revision: int = 0
     settings: Mapping[str, str] = field(default_factory=dict)
     parameters: Mapping[str, str] = field(default_factory=dict, repr=False)
 
@@ -92,6 +91,7 @@ def parse_options(
         session=_session(reserved),
         wait_end_of_query=_is_on(reserved.get("wait_end_of_query", "0")),
         compress_answer=_is_on(settings.get("enable_http_compression", "0")),
+        protocol_revision=_protocol_revision(reserved.get("client_protocol_version", "0")),
         settings=settings,
         parameters=parameters,
     )
@@ -107,6 +107,7 @@ _RESERVED: Final = frozenset(
         "session_check",
         "close_session",
         "wait_end_of_query",
+        "client_protocol_version",
     )
 )
 
@@ -136,6 +137,12 @@ def set_statement(settings: Mapping[str, str]) -> bytes:
 def quote_setting(value: str) -> bytes:
     """A setting's value as a string literal, which the engine converts to the setting's type."""
     return b"'" + value.encode().replace(b"\\", b"\\\\").replace(b"'", b"\\'") + b"'"
+
+
+def _protocol_revision(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or len(text) > 9:
+        raise bad_argument(f"client_protocol_version must be a number, not '{text}'")
+    return int(text)
 
 
 def _session(reserved: Mapping[str, str]) -> SessionRequest | None:
