@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dagster as dg
 
+from telemetry_pipeline.assets.dead_letters import ReplayConfig
 from telemetry_pipeline.assets.exports import AMPLITUDE
+from telemetry_pipeline.sources.dead_letters import DEAD_LETTERS
 
 #: Runs of one source never overlap: dagster.yaml limits this tag to one run a value.
 SOURCE_TAG = "telemetry/source"
@@ -15,6 +17,24 @@ refresh = dg.define_asset_job(
     selection=dg.AssetSelection.all(),
     executor_def=dg.in_process_executor,
     description="New events to raw, the models that read them, then the exports. Sensors start it.",
+)
+
+# The same chain for another source: what is replayed reaches the models and the exports.
+replay_dead_letters = dg.define_asset_job(
+    "replay_dead_letters",
+    selection=dg.AssetSelection.all(),
+    executor_def=dg.in_process_executor,
+    tags={SOURCE_TAG: DEAD_LETTERS},
+    config={
+        "ops": {
+            "ingest": {"config": {"source": DEAD_LETTERS, "replay": ReplayConfig().model_dump()}}
+        }
+    },
+    description=(
+        "Judges dead letters again, by the catalogue as it is now, then refreshes the models and "
+        "exports. Fill in `replay` (reasons, events, sources, or everything) in the launchpad; "
+        "without any it finishes replays that were cut off."
+    ),
 )
 
 reconcile_marts = dg.define_asset_job(
@@ -39,7 +59,7 @@ export_events = dg.define_asset_job(
     description="Sends what is due to the destinations that are enabled.",
 )
 
-JOBS = [refresh, reconcile_marts, refresh_retention, export_events]
+JOBS = [refresh, replay_dead_letters, reconcile_marts, refresh_retention, export_events]
 
 # All are off until somebody switches them on: the sensors alone keep everything fresh, and a
 # schedule that runs unasked on a laptop is a surprise.

@@ -8,11 +8,13 @@ from typing import Any
 import dagster as dg
 from clickhouse_connect.driver.client import Client
 
+from telemetry_pipeline.assets.dead_letters import ReplayConfig, replay
 from telemetry_pipeline.assets.run_history import prune_runs
 from telemetry_pipeline.config import Config, load_config
 from telemetry_pipeline.ingest.loader import IngestReport
 from telemetry_pipeline.ingest.run import build_source, ingest
 from telemetry_pipeline.paths import Project, find_project
+from telemetry_pipeline.sources.dead_letters import DEAD_LETTERS as REPLAYS
 from telemetry_pipeline.warehouse.client import connect
 
 EVENTS = dg.AssetKey(["raw", "product_telemetry_events"])
@@ -33,6 +35,7 @@ class IngestConfig(dg.Config):
     """Which source to read; the sensors name one, a run by hand reads all."""
 
     source: str = ""
+    replay: ReplayConfig = ReplayConfig()
 
 
 @dg.multi_asset(
@@ -83,8 +86,8 @@ def ingest_events(
     total = IngestReport()
     lags = {}
     for source in sources:
-        report = ingest(project, source, context.run_id, on_slice=_progress(context, source))
-        _add(total, report)
+        for report in _land(project, source, config.replay, context):
+            _add(total, report)
         lags[f"{source}/waiting_{_unit(project, policy, source)}"] = report.waiting
     prune_runs(context.instance, context.run.job_name)
     with closing(connect(project)) as client:
@@ -122,6 +125,16 @@ def ingest_events(
     )
     for table in BOOKKEEPING:
         yield dg.MaterializeResult(asset_key=["ops", table], metadata=shapes[f"ops.{table}"])
+
+
+def _land(
+    project: Project, source: str, replay_config: ReplayConfig, context: dg.AssetExecutionContext
+) -> Iterator[IngestReport]:
+    on_slice = _progress(context, source)
+    if source == REPLAYS:
+        yield from replay(project, replay_config, context, on_slice)
+    else:
+        yield ingest(project, source, context.run_id, on_slice=on_slice)
 
 
 def _unit(project: Project, policy: Config, source: str) -> str:
