@@ -22,6 +22,9 @@ test: $(DEV) ## every test; ARGS goes to pytest
 services: ## fetch and build into .cache/ what the tests run for real: Collector, Kafka, Redis
 	@$(PYTHON) services/fetch.py
 
+bench-ingest: $(DEV) ## what ingest costs beside the Collector, rotel and the engine's floor; SEED, ARGS="--records n"
+	@$(BIN)/python -m bench.ingest $(ARGS)
+
 check: $(DEV) ## format, lint, types, SQL lint, layering, stale generated files
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
@@ -53,4 +56,4 @@ $(DEV): requirements/dev.lock $(RUNTIME)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements/dev.lock
 	@touch $@
 
-.PHONY: help demo dev test services check format lock clean
+.PHONY: help demo dev test services bench-ingest check format lock clean

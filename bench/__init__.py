@@ -1,0 +1,1 @@
+"""Benchmarks: each measures one claim against peers and a floor, within one run."""
