@@ -1,6 +1,6 @@
 """Decompresses .gz and .zst files as a stream, in bounded memory, and says how the stream ended.
 
-The compressed bytes are fed in small pieces: what one piece can grow to (1 MB of gzip, 32 MB of
+The compressed bytes are fed in small pieces: what one piece can grow to (8 MB of gzip, 32 MB of
 zstd) is the most that is held, whatever the file claims. The pieces are cut at fixed places, so two
 readings of one damaged file end at the same byte.
 """
@@ -18,7 +18,8 @@ import zstandard
 Compression = Literal["gz", "zst"]
 
 _BLOCK_BYTES = 64 * 1024
-_PIECE_BYTES = 1024
+#: gzip makes at most 1,032 bytes of one, a zstd block at most 128 KiB of four.
+_GZIP_PIECE_BYTES, _ZSTD_PIECE_BYTES = 8 * 1024, 1024
 #: The window that `zstd --long` asks for; a frame that asks for more cannot be read.
 _MAX_WINDOW_BYTES = 128 * 1024 * 1024
 #: zlib's way of saying: a gzip header and trailer, with the checksum verified.
@@ -103,7 +104,7 @@ def _gunzip(file: BinaryIO) -> Iterator[bytes]:
             yield from _up_to_the_damage(before, piece)
             raise ArchiveCorrupt from None
 
-    return _streams(file, new, decompress)
+    return _streams(_pieces(file, _GZIP_PIECE_BYTES), new, decompress)
 
 
 def _up_to_the_damage(stream: _Decompressor, piece: bytes) -> Iterator[bytes]:
@@ -123,17 +124,17 @@ def _unzstd(file: BinaryIO) -> Iterator[bytes]:
         except zstandard.ZstdError:
             raise ArchiveCorrupt from None
 
-    return _streams(file, context.decompressobj, decompress)
+    return _streams(_pieces(file, _ZSTD_PIECE_BYTES), context.decompressobj, decompress)
 
 
 def _streams(
-    file: BinaryIO,
+    pieces: Iterator[bytes],
     new: Callable[[], _Decompressor],
     decompress: Callable[[_Decompressor, bytes], Iterator[bytes]],
 ) -> Iterator[bytes]:
     """All members or frames of the file, one after the other."""
     stream, ended = new(), False
-    for piece in _pieces(file):
+    for piece in pieces:
         rest = piece
         while rest:
             if ended:
@@ -150,8 +151,8 @@ def _streams(
         raise ArchiveEndsEarly
 
 
-def _pieces(file: BinaryIO) -> Iterator[bytes]:
+def _pieces(file: BinaryIO, size: int) -> Iterator[bytes]:
     file.seek(0)
     while block := file.read(_BLOCK_BYTES):
-        for start in range(0, len(block), _PIECE_BYTES):
-            yield block[start : start + _PIECE_BYTES]
+        for start in range(0, len(block), size):
+            yield block[start : start + size]

@@ -90,6 +90,18 @@ class KnownFile:
     problem: str | None = None
     is_surveyed: bool = True
     tails: dict[int, str] = field(default_factory=dict)
+    #: Whether a change after it was learned must show in its signature.
+    was_old: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.was_old = self.signature.is_old
+
+    def is_same_archive(self, other: KnownFile) -> bool:
+        """An archive's own bytes tell it apart, with the checksum at their end, at any age."""
+        return self.compression is not None and (self.signature, self.fingerprint) == (
+            other.signature,
+            other.fingerprint,
+        )
 
     @property
     def is_unfinished(self) -> bool:
@@ -141,14 +153,17 @@ class SinkFiles:
         path = self.folder / name
         key = (path, self.limits, self.cutting)
         cached = _known.get(key)
-        if cached is not None and cached.signature == _signature(path):
+        if cached is not None and cached.was_old and cached.signature == _signature(path):
             return cached
         with _opened(path) as file:
             learned = None if file is None else self._learn(path, file)
-        if learned is not None and learned.signature.is_old:
-            _known[key] = learned
-        else:
+        if learned is None:
             _known.pop(key, None)
+        elif cached is not None and learned.is_same_archive(cached):
+            cached.was_old = learned.was_old
+            return cached
+        else:
+            _known[key] = learned
         return learned
 
     def forget_all_but(self, names: Iterable[str]) -> None:
