@@ -125,8 +125,14 @@ class RedisStreamSource(_Model):
 
     kind: Literal["redis_stream"]
     url: SecretReference = Field(description="env:NAME or file:PATH of a redis:// address")
-    prefix: str = Field(default="product-telemetry", pattern=r"^[a-zA-Z0-9._-]+$")
-    group: str = "telemetry-pipeline"
+    prefix: str = Field(
+        default="product-telemetry",
+        pattern=r"^[a-zA-Z0-9._-]+$",
+        description="what the streams' names begin with; no colon",
+    )
+    group: str = Field(
+        default="telemetry-pipeline", min_length=1, description="the consumer group of its own"
+    )
     identity: Identity = "hash_on_read"
 
 

@@ -8,6 +8,7 @@ import dagster as dg
 
 from sensors.kafka import kafka_sensor
 from sensors.otel_file import otel_file_sensor
+from sensors.redis_stream import redis_stream_sensor
 from telemetry_pipeline.assets.checks import RAW_CHECKS
 from telemetry_pipeline.assets.dead_letters import rejected_records_are_kept
 from telemetry_pipeline.assets.exports import amplitude, amplitude_is_up_to_date
@@ -26,6 +27,6 @@ defs = dg.Definitions(
     asset_checks=[*RAW_CHECKS, rejected_records_are_kept, amplitude_is_up_to_date],
     jobs=JOBS,
     schedules=SCHEDULES,
-    sensors=[kafka_sensor, otel_file_sensor],
+    sensors=[kafka_sensor, otel_file_sensor, redis_stream_sensor],
     resources={"dbt": dbt},
 )

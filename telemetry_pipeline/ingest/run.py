@@ -7,9 +7,10 @@ from contextlib import closing
 
 from telemetry_pipeline.catalog.publish import check_reporting, publish_policy
 from telemetry_pipeline.catalog.reader import read_catalog
-from telemetry_pipeline.config import Config, load_config
+from telemetry_pipeline.config import Config, load_config, resolve
 from telemetry_pipeline.config import KafkaSource as KafkaSettings
 from telemetry_pipeline.config import OtelFileSource as OtelFileSettings
+from telemetry_pipeline.config import RedisStreamSource as RedisStreamSettings
 from telemetry_pipeline.errors import PolicyError
 from telemetry_pipeline.identity.keys import read_key
 from telemetry_pipeline.ingest import ledger
@@ -21,6 +22,7 @@ from telemetry_pipeline.sources.dead_letters import DEAD_LETTERS, DeadLetterSour
 from telemetry_pipeline.sources.kafka import KafkaSource
 from telemetry_pipeline.sources.kafka_settings import read_connection
 from telemetry_pipeline.sources.otel_file import OtelFileSource
+from telemetry_pipeline.sources.redis_stream import RedisStreamSource
 from telemetry_pipeline.warehouse.client import connect
 from telemetry_pipeline.warehouse.retention import apply_retention
 
@@ -59,10 +61,29 @@ def build_source(project: Project, config: Config, name: str) -> Source:
                 group=settings.group,
                 hashes_on_read=settings.identity == "hash_on_read",
             )
-        case _:
-            raise PolicyError(
-                project.config_file, None, f"sources.{name}", f"{settings.kind} is not read yet"
-            )
+        case RedisStreamSettings():
+            return _redis_streams(project, name, settings)
+
+
+def _redis_streams(project: Project, name: str, settings: RedisStreamSettings) -> RedisStreamSource:
+    place = f"sources.{name}.url"
+    url = resolve(settings.url, project.root)
+    if not url:
+        problem = f"{settings.url} is not there or empty; it must hold a redis:// address"
+        raise PolicyError(project.config_file, None, place, problem)
+    edge = read_key("edge", project.keys_dir)
+    try:
+        return RedisStreamSource(
+            name,
+            url,
+            prefix=settings.prefix,
+            group=settings.group,
+            partition_key=bytes.fromhex(edge.derive("redis stream name")),
+            hashes_on_read=settings.identity == "hash_on_read",
+        )
+    except ValueError:  # its text may hold a part of the address, and so of the password
+        problem = f"{settings.url} must hold a redis://, rediss:// or unix:// address"
+        raise PolicyError(project.config_file, None, place, problem) from None
 
 
 def payload_key(project: Project) -> PayloadKey:

@@ -98,7 +98,9 @@ def test_every_sensor_is_on_and_every_schedule_waits_to_be_switched_on(
     definitions: dg.Definitions,
 ) -> None:
     sensors = {sensor.name: sensor.default_status for sensor in definitions.sensors or []}
-    assert sensors == dict.fromkeys(("kafka", "otel_file"), dg.DefaultSensorStatus.RUNNING)
+    assert sensors == dict.fromkeys(
+        ("kafka", "otel_file", "redis_stream"), dg.DefaultSensorStatus.RUNNING
+    )
     schedules = list(definitions.schedules or [])
     assert {getattr(schedule, "name", "") for schedule in schedules} == {
         "nightly_reconciliation",

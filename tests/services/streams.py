@@ -1,4 +1,4 @@
-"""A Redis server that keeps nothing on disk, and just enough of its protocol to talk to it."""
+"""A Redis server, and just enough of its protocol to talk to it without a client library."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ from services.process import Service, accepts, free_port
 
 
 class Redis(Service):
-    def __init__(self, folder: Path) -> None:
+    """Keeps nothing on disk, or with `durable` every write before it is acknowledged."""
+
+    def __init__(self, folder: Path, *, durable: bool = False) -> None:
         self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
         command = ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1"]
-        command += ["--save", "", "--appendonly", "no", "--dir", str(folder)]
+        command += ["--save", "", "--dir", str(folder)]
+        command += ["--appendonly", "yes" if durable else "no", "--appendfsync", "always"]
         super().__init__(command, folder / "redis.log", lambda: accepts(self.port))
 
     def say(self, *words: str) -> str:
@@ -28,8 +32,8 @@ class Redis(Service):
 
 
 @contextmanager
-def running_redis(folder: Path) -> Iterator[Redis]:
-    server = Redis(folder)
+def running_redis(folder: Path, *, durable: bool = False) -> Iterator[Redis]:
+    server = Redis(folder, durable=durable)
     server.start()
     try:
         yield server
