@@ -56,7 +56,14 @@ def main() -> int:
 def run(given: argparse.Namespace, agent: Path) -> dict[str, object]:
     """Every path of `--only` in turn; returns what the last line says."""
     machine = {"cores": os.cpu_count(), "load_at_start": round(os.getloadavg()[0], 2)}
-    dataset = make_dataset(given.cache, given.records, given.seed, given.rotate_mb, say)
+    dataset = make_dataset(
+        given.cache,
+        given.records,
+        given.seed,
+        say,
+        request_records=given.request_records,
+        rotate_mb=given.rotate_mb,
+    )
     config = (REPOSITORY / "telemetry.yaml").read_text()
     work = given.cache / f"run-{os.getpid()}"
     rows_file = work / "rows.native"
@@ -94,6 +101,7 @@ def run(given: argparse.Namespace, agent: Path) -> dict[str, object]:
     return {
         "records": given.records,
         "seed": given.seed,
+        "request_records": given.request_records,
         **figures,
         "paths": {name: cost.as_json() for name, cost in costs.items()},
         "trials": {
@@ -120,6 +128,12 @@ def _arguments() -> argparse.Namespace:
         type=int,
         default=0,
         help="rotate the sink's file at this size; 0: one file, so that memory must not follow it",
+    )
+    parser.add_argument(
+        "--request-records",
+        type=int,
+        default=100,
+        help="records an export request: a line, a Kafka message, what the peers receive",
     )
     parser.add_argument("--cache", type=Path, default=CACHE, help="where records are kept")
     paths = ("kafka", "collector", "rotel")

@@ -13,9 +13,7 @@ from bench.ingest.encode import batches, varint
 from bench.ingest.population import Population, populate
 
 #: Raised whenever the same arguments give other bytes than before.
-VERSION = 1
-LINE_RECORDS = 100
-REQUEST_RECORDS = 1_000
+VERSION = 2
 ACTIVE = "events.jsonl"
 _MAX_AGE_MS = 24 * 3600 * 1000
 _HOUR_MS = 3600 * 1000
@@ -23,15 +21,21 @@ _HOUR_MS = 3600 * 1000
 
 @dataclass(frozen=True)
 class Dataset:
-    """One set of records in every form that a path of the benchmark reads.
+    """One set of export requests in every form that a path of the benchmark reads.
 
-    `sink` and `sink_tenth` hold the Collector's file (all records, and the first tenth of them);
-    `requests` holds OTLP protobuf requests, each behind its length as a varint.
+    `sink` and `sink_tenth` hold the Collector's file, one request a line (all of them, and the
+    first tenth); `requests` holds the same as OTLP protobuf, each behind its length as a varint.
+    `request_records`: how many records a request holds.
     """
 
     folder: Path
     records: int
-    records_tenth: int
+    request_records: int
+
+    @property
+    def records_tenth(self) -> int:
+        """Of whole requests."""
+        return max(1, self.records // 10 // self.request_records) * self.request_records
 
     @property
     def sink(self) -> Path:
@@ -47,13 +51,19 @@ class Dataset:
 
 
 def make_dataset(
-    cache: Path, records: int, seed: int, rotate_mb: int, say: Callable[[str], None]
+    cache: Path,
+    records: int,
+    seed: int,
+    say: Callable[[str], None],
+    *,
+    request_records: int = 100,
+    rotate_mb: int = 0,
 ) -> Dataset:
     """The dataset in `cache`, made if it is not there or its times are no longer of these days."""
     folder = cache / f"{seed}-{records}"
-    dataset = Dataset(folder, records, max(LINE_RECORDS, records // 10))
+    dataset = Dataset(folder, records, request_records)
     now_ms = time.time_ns() // 1_000_000
-    recipe = {"version": VERSION, "rotate_mb": rotate_mb}
+    recipe = {"version": VERSION, "rotate_mb": rotate_mb, "request_records": request_records}
     stamp = folder / "made.json"
     if stamp.exists():
         made = json.loads(stamp.read_text())
@@ -93,7 +103,7 @@ def _write_lines(
     Collector's file exporter does, and the next one begins."""
     sinks = [_Sink(dataset.sink, most), _Sink(dataset.sink_tenth, most)]
     written = 0
-    for line, records in batches(population, "json", seed, LINE_RECORDS):
+    for line, records in batches(population, "json", seed, dataset.request_records):
         sinks[0].write(line)
         if written < dataset.records_tenth:
             sinks[1].write(line)
@@ -109,7 +119,7 @@ def _write_requests(
 ) -> None:
     written = 0
     with dataset.requests.open("wb") as file:
-        for request, records in batches(population, "proto", seed, REQUEST_RECORDS):
+        for request, records in batches(population, "proto", seed, dataset.request_records):
             file.write(varint(len(request)))
             file.write(request)
             written += records

@@ -18,7 +18,7 @@ from typing import Protocol
 from services.collector import Collector
 from services.process import Service, accepts, free_port
 
-from bench.ingest.dataset import REQUEST_RECORDS, Dataset
+from bench.ingest.dataset import Dataset
 from bench.ingest.figures import Cost, Trial, fastest
 from bench.ingest.meter import Meter
 from bench.ingest.ours import Say
@@ -173,7 +173,7 @@ def _run(
 
 
 def _send(url: str, dataset: Dataset, records: int, say: Say) -> None:
-    requests = -(-records // REQUEST_RECORDS)
+    requests = -(-records // dataset.request_records)
     command = [sys.executable, "-m", "bench.ingest.sender", "--url", url]
     command += ["--file", str(dataset.requests), "--requests", str(requests)]
     command += ["--connections", str(_CONNECTIONS)]
@@ -184,7 +184,7 @@ def _send(url: str, dataset: Dataset, records: int, say: Say) -> None:
         for line in sender.stdout:
             said = line.strip()
             if said.startswith("progress "):
-                taken = int(said.split()[1]) * REQUEST_RECORDS
+                taken = int(said.split()[1]) * dataset.request_records
                 say(f"  {taken:,} of {records:,} records taken by the receiver")
         sender.wait()
     finally:

@@ -14,7 +14,7 @@ from fresh import REPOSITORY
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 
-from bench.ingest.dataset import LINE_RECORDS, Dataset, make_dataset, read_requests
+from bench.ingest.dataset import Dataset, make_dataset, read_requests
 from bench.ingest.encode import batches, varint
 from bench.ingest.population import EVENT_NAMES, ORGANISATIONS, USERS, WINDOW_MS, populate
 from telemetry_pipeline.catalog.reader import read_catalog
@@ -26,7 +26,7 @@ Record = tuple[int, int, int, str, str, tuple[tuple[str, str, Any], ...]]
 
 
 def made(cache: Path, records: int = 5_000, seed: int = 1, rotate_mb: int = 0) -> Dataset:
-    return make_dataset(cache, records, seed, rotate_mb, lambda _text: None)
+    return make_dataset(cache, records, seed, lambda _text: None, rotate_mb=rotate_mb)
 
 
 def from_lines(text: str) -> Iterator[Record]:
@@ -85,7 +85,7 @@ def test_json_and_protobuf_hold_the_same_records(tmp_path: Path) -> None:
     requests = list(from_requests(read_requests(dataset.requests)))
 
     assert len(lines) == 5_000
-    assert sorted(lines) == sorted(requests)
+    assert lines == requests
 
 
 def test_protobuf_fields_stand_in_the_order_an_encoder_writes_them() -> None:
@@ -132,7 +132,7 @@ def test_the_tenth_is_the_beginning_of_the_whole(tmp_path: Path) -> None:
     tenth = (dataset.sink_tenth / "events.jsonl").read_bytes()
 
     assert whole.startswith(tenth)
-    assert tenth.count(b"\n") * LINE_RECORDS == dataset.records_tenth == 500
+    assert tenth.count(b"\n") * dataset.request_records == dataset.records_tenth == 500
 
 
 def test_rotation_changes_the_files_and_no_byte(tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_rotation_changes_the_files_and_no_byte(tmp_path: Path) -> None:
     # Times follow the clock's hour, which may pass between the two.
     joined = b"".join(file.read_bytes() for file in files)
     assert len(joined) == (whole.sink / "events.jsonl").stat().st_size
-    assert joined.count(b"\n") * LINE_RECORDS == 5_000
+    assert joined.count(b"\n") * whole.request_records == 5_000
 
 
 def test_records_are_kept_until_their_recipe_or_their_day_is_another(tmp_path: Path) -> None:
