@@ -642,7 +642,7 @@ def _newest_epochs(positions: Positions) -> dict[str, tuple[int, Position]]:
 
 def _is_quiet(group: Group | None, position: Position) -> bool:
     """Whether nothing was added since the last entry claimed, which was acknowledged."""
-    if group is None or position.end == 0:
+    if group is None or position.end == 0 or position.seen_end > position.end:
         return False
     return group.last == id_of(position.end - 1) and group.lag == 0
 
