@@ -25,6 +25,9 @@ services: ## fetch and build into .cache/ what the tests run for real: Collector
 bench-ingest: $(DEV) ## what ingest costs beside the Collector, rotel and the engine's floor; SEED, ARGS="--records n"
 	@$(BIN)/python -m bench.ingest $(ARGS)
 
+chaos: $(DEV) ## kill and pause everything at every edge, then count; KILLS=100 SEED=1 SOURCE=file|kafka|redis
+	@PYTHONPATH=tests $(BIN)/python -m chaos
+
 check: $(DEV) ## format, lint, types, SQL lint, layering, stale generated files
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
@@ -56,4 +59,4 @@ $(DEV): requirements/dev.lock $(RUNTIME)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements/dev.lock
 	@touch $@
 
-.PHONY: help demo dev test services bench-ingest check format lock clean
+.PHONY: help demo dev test services bench-ingest chaos check format lock clean

@@ -1,0 +1,1 @@
+"""Where the emitter writes: one small class a source kind."""
