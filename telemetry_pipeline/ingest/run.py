@@ -18,6 +18,7 @@ from telemetry_pipeline.ingest.loader import IngestReport, Loader, LoaderKeys, n
 from telemetry_pipeline.ingest.statements import compile_contract
 from telemetry_pipeline.paths import Project
 from telemetry_pipeline.sources.base import Source
+from telemetry_pipeline.sources.compressed_files import Limits
 from telemetry_pipeline.sources.dead_letters import DEAD_LETTERS, DeadLetterSource, PayloadKey
 from telemetry_pipeline.sources.kafka import KafkaSource
 from telemetry_pipeline.sources.kafka_settings import read_connection
@@ -51,6 +52,7 @@ def build_source(project: Project, config: Config, name: str) -> Source:
                 name,
                 project.resolve(settings.path),
                 hashes_on_read=settings.identity == "hash_on_read",
+                limits=Limits(settings.max_decompressed_bytes, settings.max_compression_ratio),
             )
         case KafkaSettings():
             return KafkaSource(
