@@ -48,6 +48,8 @@ SLICE_ENTRIES = 20_000
 PAGE_BYTES = 4 * 1024 * 1024
 FIRST_PAGE = 16
 LARGEST_PAGE = 512
+#: Keys of the database looked at in one request: some milliseconds of the server's time.
+KEYS_AT_ONCE = 10_000
 #: Streams asked about in one request: cheaply, and in a transaction that brings entries along.
 STREAMS_AT_ONCE = 500
 LOOKS_AT_ONCE = 20
@@ -327,7 +329,9 @@ class RedisStreamSource:
     def _discover(self) -> dict[str, bytes]:
         """The streams of the prefix by partition."""
         with self._asking():
-            found = self._redis.scan_iter(f"{self._prefix}:*:events", count=1000, _type="stream")
+            found = self._redis.scan_iter(
+                f"{self._prefix}:*:events", count=KEYS_AT_ONCE, _type="stream"
+            )
             self._names = {self._partition_of(name): name for name in found}
         return self._names
 
@@ -469,14 +473,14 @@ class RedisStreamSource:
         for entry, line in self._entries(stream):
             is_full = entries == self._slice_entries or len(lines) + len(line) > self._slice_bytes
             if entries and is_full:
-                yield self._cut(stream, start, end, bytes(lines), read)
-                start, lines, entries = end, bytearray(), 0
+                yield self._cut(stream, start, end, _taken(lines), read)
+                start, entries = end, 0
             lines += line
             entries += 1
             end = offset_of(entry) + 1
             read = None if read is None else read + 1
         if entries:
-            yield self._cut(stream, start, end, bytes(lines), read)
+            yield self._cut(stream, start, end, _taken(lines), read)
 
     def _cut(
         self, stream: Stream, start: int, end: int, lines: bytes, read: int | None
@@ -664,6 +668,13 @@ def _lost_between(past: Stream, now: Stream, offset: int) -> bool:
 
 def _range(first: EntryId, last: EntryId) -> tuple[bytes, bytes]:
     return format_id(first), format_id(last)
+
+
+def _taken(lines: bytearray) -> bytes:
+    """The lines, which are then let go of: a slice is held once while it is loaded."""
+    taken = bytes(lines)
+    lines.clear()
+    return taken
 
 
 def _next_count(count: int, made: Sequence[bytes]) -> int:
