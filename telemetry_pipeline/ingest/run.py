@@ -119,6 +119,7 @@ def ingest(
         pseudonym=read_key("pseudonym", project.keys_dir),
         event=read_key("event", project.keys_dir),
         dead_letter=read_key("dead_letter", project.keys_dir),
+        edge=read_key("edge", project.keys_dir) if source.hashes_on_read else None,
     )
     with (
         closing(source),

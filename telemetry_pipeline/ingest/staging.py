@@ -1,0 +1,325 @@
+"""One slice at a time in the memory of a warehouse session: parsed, judged, ready to land.
+
+The engine does the work for each record. Python sees a slice's shapes (a few dozen, and only those
+that the session has not met), and of a slice that holds lines without a record, those lines.
+"""
+
+from __future__ import annotations
+
+import base64
+import secrets
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from clickhouse_connect.driver.client import Client
+from clickhouse_connect.driver.exceptions import DatabaseError
+from google.protobuf.message import DecodeError
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+
+from telemetry_pipeline.ingest.reasons import REJECTED
+from telemetry_pipeline.ingest.shapes import COLUMNS
+from telemetry_pipeline.ingest.statements import Contract, Numbering, Salt, statement
+from telemetry_pipeline.sources.base import Encoding
+
+#: Where a Collector that died inside a line goes on in the same line after its restart. It cannot
+#: stand inside a string of JSON, where its quotes would be escaped.
+_REQUEST_START = b'{"resourceLogs":['
+#: Parts of one line have numbers of their own from here on, in steps of this size.
+_RECORDS_A_PART = 1 << 20
+_MOST_PARTS = 15
+#: A session that met this many shapes begins anew: somebody sends nothing but new ones.
+_MOST_SHAPES = 20_000
+
+
+@dataclass(frozen=True)
+class Staged:
+    """What stands in the session's tables. Unit: log records."""
+
+    received: int
+    letters: int
+
+
+@dataclass
+class Staging:
+    """The temporary tables of one warehouse session."""
+
+    client: Client
+    contract: Contract
+    keys: Mapping[str, str]
+    settings: Mapping[str, Any]
+    _salt: Salt = field(init=False)
+    _shapes: set[int] = field(default_factory=set, init=False)
+    _is_ready: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        # Hex digits alone could be guessed to be a part's beginning; a control character in front
+        # keeps the texts apart from what people send.
+        self._salt = Salt(
+            section=f"\\x01{secrets.token_hex(8)}",
+            part=f"\\x02{secrets.token_hex(8)}",
+            key=(secrets.randbits(63), secrets.randbits(63)),
+        )
+
+    def stage(
+        self,
+        data: bytes,
+        encoding: Encoding,
+        *,
+        hashes_on_read: bool,
+        batch_id: int,
+        slice_time_ms: int,
+    ) -> Staged:
+        """Parse and judge a slice. Raises DatabaseError when the warehouse cannot."""
+        self._empty_tables()
+        lines = Lines.of(data, encoding)
+        self._parse(lines)
+        parameters = {**self.keys, "batch_id": batch_id, "slice_time_ms": slice_time_ms}
+        self._judge_shapes()
+        self._run(self.contract.judge_sql(hashes_on_read=hashes_on_read), parameters)
+        self._run(self.contract.repeats_sql, parameters)
+        received, rejected = self._counts()
+        if rejected:
+            self._run(self.contract.letters_sql, parameters)
+        return Staged(received, rejected)
+
+    def clear(self) -> None:
+        """Let go of the slice."""
+        self._empty_tables()
+
+    def _empty_tables(self) -> None:
+        if not self._is_ready:
+            for create in self.contract.create_tables:
+                self.client.command(create)
+            self._is_ready = True
+        for table in ("parsed", "stage", "repeats", "problems", "letters"):
+            self.client.command(f"TRUNCATE TEMPORARY TABLE {table}")
+
+    def _parse(self, lines: Lines) -> None:
+        if lines.encoding == "otlp_proto":
+            self._parse_messages(lines)
+        else:
+            self._insert(self.contract.parse_sql(lines.encoding, self._salt), lines.data)
+        if self._count("SELECT uniqExact(bitShiftRight(position, 24)) FROM parsed") != lines.count:
+            self._keep_problems(lines)
+
+    def _parse_messages(self, lines: Lines) -> None:
+        """A message that is none would fail the whole slice: then they are looked at one by one."""
+        try:
+            self._insert(self.contract.parse_sql("otlp_proto", self._salt), lines.data)
+        except DatabaseError as error:
+            if not _is_parse_error(error):
+                raise
+            good = [number for number, line in lines.numbered() if _is_request(line)]
+            self._parse_again(lines, good)
+
+    def _parse_again(self, lines: Lines, numbers: Sequence[int]) -> None:
+        """Parse these messages; those that the engine refuses nevertheless are left out."""
+        if not numbers:
+            return
+        try:
+            chosen = [lines.line(number) for number in numbers]
+            self._insert(
+                self.contract.parse_sql("otlp_proto", self._salt, _numbering(numbers)),
+                b"".join(_with_length(message) for message in chosen),
+            )
+        except DatabaseError as error:
+            if not _is_parse_error(error):
+                raise
+            if len(numbers) > 1:
+                middle = len(numbers) // 2
+                self._parse_again(lines, numbers[:middle])
+                self._parse_again(lines, numbers[middle:])
+
+    def _keep_problems(self, lines: Lines) -> None:
+        """Lines that left no record: split where two were joined, kept as they are otherwise."""
+        rows = self.client.query("SELECT DISTINCT bitShiftRight(position, 24) FROM parsed")
+        with_records = {row[0] for row in rows.result_rows}
+        left = [(number, line) for number, line in lines.numbered() if number not in with_records]
+        problems: list[tuple[int, bytes]] = []
+        for number, line in left:
+            parts = _parts(line) if lines.encoding == "otlp_json" else [line]
+            places = [(number << 24) + part * _RECORDS_A_PART for part in range(len(parts))]
+            for place, part in zip(places, parts, strict=True):
+                if len(parts) == 1 or not self._parse_part(place, part):
+                    problems.append((place + 1, part))
+        self._insert_problems(problems, lines.encoding)
+
+    def _parse_part(self, place: int, part: bytes) -> bool:
+        """Whether a part of a line has records; they are kept then."""
+        at = Numbering(f"toUInt64({place >> 24})", str(place & (_RECORDS_A_PART * 16 - 1)))
+        before = self._count("SELECT count() FROM parsed")
+        self._insert(self.contract.parse_sql("otlp_json", self._salt, at), part + b"\n")
+        return self._count("SELECT count() FROM parsed") > before
+
+    def _insert_problems(self, problems: Sequence[tuple[int, bytes]], encoding: Encoding) -> None:
+        if not problems:
+            return
+        is_binary = encoding == "otlp_proto"
+        reasons = ["" for _ in problems]
+        if is_binary:
+            reasons = ["not_logs" if _is_request(line) else "undecodable" for _, line in problems]
+        texts = [base64.b64encode(line) if is_binary else line for _, line in problems]
+        sql = (
+            statement("problems.sql")
+            .replace("{{positions}}", str([place for place, _ in problems]))
+            .replace("{{reasons}}", str(reasons))
+        )
+        self._insert(sql, b"".join(text.replace(b"\n", b" ") + b"\n" for text in texts))
+
+    def _judge_shapes(self) -> None:
+        if len(self._shapes) > _MOST_SHAPES:
+            self.client.command("TRUNCATE TEMPORARY TABLE shapes")
+            self._shapes.clear()
+        found = self.client.query(
+            "SELECT shape, any(shape_text) FROM parsed "
+            "WHERE shape NOT IN (SELECT shape FROM shapes) GROUP BY shape"
+        ).result_rows
+        if not found:
+            return
+        rows = [self._shape_row(shape, text) for shape, text in found]
+        self.client.insert(
+            "shapes",
+            rows,
+            column_names=list(COLUMNS),
+            column_type_names=list(COLUMNS.values()),
+        )
+        self._shapes.update(shape for shape, _ in found)
+
+    def _shape_row(self, shape: int, text: str) -> list[Any]:
+        section, part = (
+            mark.replace("\\x01", "\x01").replace("\\x02", "\x02")
+            for mark in (self._salt.section, self._salt.part)
+        )
+        name, count, keys, kinds = text.split(section)
+        if count == "0":
+            return self.contract.shapes.judge(shape, name, [], []).row()
+        return self.contract.shapes.judge(shape, name, keys.split(part), kinds.split(part)).row()
+
+    def _counts(self) -> tuple[int, int]:
+        """Records received, and those that become dead letters."""
+        rejected = ", ".join(f"'{reason}'" for reason in REJECTED)
+        ((received, staged, conflicts, problems),) = self.client.query(
+            f"SELECT count(), countIf(reason IN ({rejected})), "
+            "(SELECT countIf(is_conflict) FROM repeats), (SELECT count() FROM problems) FROM stage"
+        ).result_rows
+        if problems:
+            self.client.command(
+                "INSERT INTO stage (position, reason) SELECT position, reason FROM problems"
+            )
+        return received + problems, staged + conflicts + problems
+
+    def _count(self, question: str) -> int:
+        return int(self.client.query(question).result_rows[0][0])
+
+    def _run(self, sql: str, parameters: Mapping[str, Any]) -> None:
+        self.client.command(sql, parameters=dict(parameters), settings=dict(self.settings))
+
+    def _insert(self, sql: str, data: bytes) -> None:
+        self.client.raw_insert(
+            table="", insert_block=_body(sql, data), settings=dict(self.settings)
+        )
+
+
+@dataclass(frozen=True)
+class Lines:
+    """A slice's bytes as lines (or messages), numbered from 0 without the blank ones."""
+
+    data: bytes
+    encoding: Encoding
+    #: How many there are; of lines it may count blank ones, too.
+    count: int
+    _messages: tuple[tuple[int, int], ...] = ()
+
+    @classmethod
+    def of(cls, data: bytes, encoding: Encoding) -> Lines:
+        if encoding == "otlp_proto":
+            places = tuple(_message_places(data))
+            return cls(data, encoding, len(places), places)
+        ends_open = bool(data) and not data.endswith(b"\n")
+        return cls(data, encoding, data.count(b"\n") + ends_open)
+
+    def numbered(self) -> Iterator[tuple[int, bytes]]:
+        if self.encoding == "otlp_proto":
+            for number, (start, end) in enumerate(self._messages):
+                yield number, self.data[start:end]
+            return
+        number, start = 0, 0
+        while start < len(self.data):
+            newline = self.data.find(b"\n", start)
+            end = len(self.data) if newline < 0 else newline
+            line = self.data[start:end]
+            if line.strip(b" \t\r"):
+                yield number, line
+                number += 1
+            start = end + 1
+
+    def line(self, number: int) -> bytes:
+        start, end = self._messages[number]
+        return self.data[start:end]
+
+
+def _message_places(data: bytes) -> Iterator[tuple[int, int]]:
+    at = 0
+    while at < len(data):
+        length, shift = 0, 0
+        while True:
+            byte = data[at]
+            at += 1
+            length |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                break
+        yield at, at + length
+        at += length
+
+
+def _with_length(message: bytes) -> bytes:
+    length, head = len(message), bytearray()
+    while length > 0x7F:
+        head.append(length & 0x7F | 0x80)
+        length >>= 7
+    return bytes(head) + bytes([length]) + message
+
+
+def _numbering(numbers: Sequence[int]) -> Numbering:
+    places = ", ".join(map(str, numbers))
+    return Numbering(f"CAST([{places}], 'Array(UInt64)')[line_number + 1]")
+
+
+def _parts(line: bytes) -> list[bytes]:
+    """A line where requests begin: more than one part only if another begins inside."""
+    starts, at = [0], line.find(_REQUEST_START, 1) if line.startswith(b"{") else -1
+    while at >= 0 and len(starts) < _MOST_PARTS:
+        starts.append(at)
+        at = line.find(_REQUEST_START, at + 1)
+    return [line[start:end] for start, end in zip(starts, [*starts[1:], len(line)], strict=True)]
+
+
+def _is_request(message: bytes) -> bool:
+    try:
+        ExportLogsServiceRequest.FromString(message)
+    except DecodeError:
+        return False
+    return True
+
+
+def _is_parse_error(error: DatabaseError) -> bool:
+    """Whether the engine could not read the data, as against every other failure."""
+    return any(name in str(error) for name in _PARSE_ERRORS)
+
+
+_PARSE_ERRORS = (
+    "UNKNOWN_PROTOBUF_FORMAT",
+    "PROTOBUF_BAD_CAST",
+    "CANNOT_READ_ALL_DATA",
+    "CANNOT_PARSE",
+    "INCORRECT_DATA",
+    "ATTEMPT_TO_READ_AFTER_EOF",
+)
+
+
+def _body(sql: str, data: bytes) -> Generator[bytes, None, None]:
+    # One line end, or what follows it would be taken for data.
+    yield sql.rstrip().encode() + b"\n"
+    yield data

@@ -1,0 +1,45 @@
+-- Records of the slice whose event id is not new: it stands in the warehouse, in the days the slice
+-- touches and their neighbours, or earlier in the slice. With another name or time it is a conflict.
+INSERT INTO repeats
+WITH first_seen AS
+(
+    SELECT
+        event_id,
+        min(seen_at) AS first_at,
+        argMin(tuple(name, claimed_ms), seen_at) AS first_identity
+    FROM
+    (
+        SELECT
+            event_id,
+            toString(name) AS name,
+            toUInt64(toUnixTimestamp64Milli(
+                if(toUnixTimestamp64Milli(claimed_occurred_at) = 0, occurred_at, claimed_occurred_at)
+            )) AS claimed_ms,
+            toInt64(-1) AS seen_at
+        FROM raw.product_telemetry_events_storage
+        WHERE toDate(occurred_at) IN
+        (
+            SELECT DISTINCT arrayJoin([day - 1, day, day + 1])
+            FROM (SELECT DISTINCT toDate(fromUnixTimestamp64Milli(toInt64(occurred_ms), 'UTC')) AS day
+                  FROM stage WHERE reason = '')
+        )
+            AND event_id IN (SELECT event_id FROM stage WHERE reason = '')
+            AND batch_id != {batch_id:UInt64}
+        UNION ALL
+        SELECT event_id, toString(event_name) AS name, claimed_ms, toInt64(position) AS seen_at
+        FROM stage
+        WHERE reason = '' AND event_id IN
+        (
+            SELECT event_id FROM stage WHERE reason = '' GROUP BY event_id HAVING count() > 1
+        )
+    )
+    GROUP BY event_id
+)
+SELECT
+    stage.position,
+    toString(stage.event_name) != first_seen.first_identity.1
+        -- An event that came without any time has none to compare.
+        OR (stage.claimed_ms != 0 AND stage.claimed_ms != first_seen.first_identity.2) AS is_conflict
+FROM stage
+INNER JOIN first_seen ON stage.event_id = first_seen.event_id
+WHERE stage.reason = '' AND first_seen.first_at < toInt64(stage.position)
