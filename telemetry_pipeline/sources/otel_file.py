@@ -85,6 +85,7 @@ class _Identified:
     """The files of a look by partition, while they are being told apart."""
 
     by_partition: dict[str, list[KnownFile]] = field(default_factory=dict)
+    covered: dict[str, list[KnownFile]] = field(default_factory=dict)
     unreadable: list[KnownFile] = field(default_factory=list)
     unsure: set[str] = field(default_factory=set)
     is_stable: bool = True
@@ -314,6 +315,12 @@ class OtelFileSource:
         found: list[_Found] = []
         for partition, files in told.by_partition.items():
             matched = self._match(partition, files, epochs.get(partition, {}))
+            if matched and partition in told.covered and _opens_an_epoch(matched, epochs):
+                # It may be the beginning of what an archive holds that needs no reading itself.
+                for archive in told.covered[partition]:
+                    self._survey(archive, epochs)
+                together = [*files, *told.covered[partition]]
+                matched = self._match(partition, together, epochs.get(partition, {}))
             if matched is None:
                 told.unsure.add(partition)
                 told.is_stable = False
@@ -335,13 +342,13 @@ class OtelFileSource:
         first = file.partition  # of an archive, before it is surveyed: from its first bytes
         if file.compression is not None:
             if f"{COVERED}:{file.fingerprint}" in epochs:
-                told.unsure |= {first} if first else set()
+                if first is not None:
+                    told.unsure.add(first)
+                    told.covered.setdefault(first, []).append(file)
                 return
             if self._is_known_as_too_large(file, epochs):
                 return
-            self._files.survey(
-                file, lambda partition: [each.end for each in epochs.get(partition, {}).values()]
-            )
+            self._survey(file, epochs)
         if file.is_unfinished:
             told.unsure |= {first} if first else set()
             told.is_stable &= first is not None
@@ -349,6 +356,11 @@ class OtelFileSource:
             told.unreadable.append(file)
         elif file.partition is not None:
             told.by_partition.setdefault(file.partition, []).append(file)
+
+    def _survey(self, archive: KnownFile, epochs: Mapping[str, Mapping[int, Position]]) -> None:
+        self._files.survey(
+            archive, lambda partition: [known.end for known in epochs.get(partition, {}).values()]
+        )
 
     def _is_known_as_too_large(
         self, file: KnownFile, epochs: Mapping[str, Mapping[int, Position]]
@@ -410,6 +422,12 @@ class OtelFileSource:
             else:
                 group.append(file)
         return groups
+
+
+def _opens_an_epoch(
+    matched: Iterable[_Found], epochs: Mapping[str, Mapping[int, Position]]
+) -> bool:
+    return any(found.epoch not in epochs.get(found.partition, {}) for found in matched)
 
 
 def _is_note(partition: str) -> bool:

@@ -456,6 +456,18 @@ def test_no_later_process_decompresses_an_archive_that_the_ledger_knows(
     assert (sink.waiting, passes, sink.lost) == (0, [], [])
 
 
+def test_the_beginning_of_an_archive_that_was_read_is_not_read_again(
+    sink: Sink, ending: str
+) -> None:
+    sink.write(lines(0, 50), ROTATED)
+    sink.compress(ending=ending)
+    sink.run()
+    sink.run()
+    sink.write(lines(0, 20), ROTATED_LATER)
+
+    assert (sink.waiting, sink.run(), sink.lost) == (0, b"", [])
+
+
 def test_a_changed_archive_of_the_same_name_and_size_is_read(sink: Sink) -> None:
     one, other = (gzip.compress(varied(3000, seed)) for seed in (1, 2))
     padded = max(len(one), len(other))
