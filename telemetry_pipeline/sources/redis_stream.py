@@ -302,6 +302,10 @@ class RedisStreamSource:
                 )
             pipeline.execute()
 
+    def partition_of(self, stream: bytes) -> str:
+        """The name under which the ledger knows a stream: 32 hex characters of a keyed hash."""
+        return hmac.digest(self._partition_key, stream, hashlib.sha256).hex()[:32]
+
     def close(self) -> None:
         self._redis.connection_pool.disconnect()
 
@@ -332,14 +336,11 @@ class RedisStreamSource:
             found = self._redis.scan_iter(
                 f"{self._prefix}:*:events", count=KEYS_AT_ONCE, _type="stream"
             )
-            self._names = {self._partition_of(name): name for name in found}
+            self._names = {self.partition_of(name): name for name in found}
         return self._names
 
     def _name_of(self, partition: str) -> bytes | None:
         return self._names.get(partition) or self._discover().get(partition)
-
-    def _partition_of(self, stream: bytes) -> str:
-        return hmac.digest(self._partition_key, stream, hashlib.sha256).hex()[:32]
 
     def _groups(self, names: Iterable[bytes]) -> dict[bytes, Group | None]:
         groups: dict[bytes, Group | None] = {}

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 import redis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from services.streams import Redis, running_redis
 
 from telemetry_pipeline.errors import TelemetryError
@@ -559,6 +561,80 @@ def test_a_server_that_was_killed_goes_on_where_it_was(tmp_path: Path) -> None:
         assert {cut.slice.epoch for cut in platform.claimed} == {0}
         assert (platform.lost, platform.waiting()) == ([], 0)
         assert again(platform, platform.claimed[0].slice) == platform.claimed[0].data
+
+
+# -- whatever happens, in any order ------------------------------------------------------------
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("add"), st.integers(1, 9)),
+        st.tuples(st.just("run"), st.integers(1, 3)),
+        st.tuples(st.just("trim"), st.integers(0, 12)),
+        st.tuples(st.just("delete"), st.integers(0, 12)),
+        st.tuples(st.just("die unacknowledged"), st.integers(1, 2)),
+        st.tuples(st.just("destroy the group"), st.just(0)),
+        st.tuples(st.just("others read in the group"), st.integers(1, 9)),
+    ),
+    min_size=3,
+    max_size=14,
+)
+
+
+@settings(
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(STEPS)
+def test_every_entry_is_read_once_or_lies_in_a_recorded_loss(
+    server: Redis, steps: list[tuple[str, int]]
+) -> None:
+    with closing(redis.Redis(port=server.port)) as client:
+        client.flushall()
+        platform = Platform(server, client, slice_entries=4)
+        platform.add(1, "product-telemetry:other:events")
+        platform.run()  # the source is no stranger to the server
+        read = platform.added
+        seen: list[int] = []
+        for what, number in steps:
+            seen += _step(platform, what, number, first=platform.added + 1)
+        seen += platform.run() + platform.run()  # what a first run finds damaged, a second reads
+
+        assert len(seen) == len(set(seen)), "an entry was read twice"
+        lost = [range(loss.slice.start, loss.slice.end) for loss in platform.lost]
+        for number in range(read + 1, platform.added + 1):
+            in_a_loss = any(offset_of((number, 0)) in span for span in lost)
+            assert number in seen or in_a_loss, f"entry {number} is nowhere"
+        if not {"die unacknowledged", "destroy the group", "others read in the group"} & {
+            what for what, _ in steps
+        }:
+            for span in lost:
+                missing = set(range(read + 1, platform.added + 1)) - set(seen)
+                assert any(offset_of((number, 0)) in span for number in missing), "a false alarm"
+        assert platform.waiting() == 0
+
+
+def _step(platform: Platform, what: str, number: int, *, first: int) -> list[int]:
+    client = platform.client
+    there = [entry for entry, _ in client.xrange(ACME)]
+    match what:
+        case "add":
+            platform.add(number, first=first)
+        case "run":
+            return platform.run(slices=number)
+        case "die unacknowledged":
+            return platform.run(slices=number, acknowledges=False)
+        case "trim":
+            client.xtrim(ACME, maxlen=max(0, len(there) - number), approximate=False)
+        case "delete" if there:
+            client.xdel(ACME, there[number % len(there)])
+        case "destroy the group" if client.exists(ACME):
+            client.xgroup_destroy(ACME, GROUP)
+        case "others read in the group" if client.exists(ACME):
+            if not client.xinfo_groups(ACME):
+                client.xgroup_create(ACME, GROUP, id="0")
+            client.xreadgroup(GROUP, "other", {ACME: ">"}, count=number)
+    return []
 
 
 # -- ids ---------------------------------------------------------------------------------------
