@@ -25,7 +25,6 @@ from telemetry_pipeline.sources.base import (
     SliceData,
 )
 from telemetry_pipeline.sources.kafka_client import Connection, Offsets, Topic, TopicClient
-from telemetry_pipeline.sources.kafka_group import GroupOffsets
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +91,6 @@ class KafkaSource:
         self._is_run = False
         self._cut_here: set[Slice] = set()
         self._client = TopicClient(name, connection, topic, group)
-        self._group = GroupOffsets(name, connection, topic, group)
 
     def waiting(self, positions: Positions) -> int:
         """Offsets that no claim covers and no loss, up to the last stable one: what an open
@@ -151,7 +149,8 @@ class KafkaSource:
 
     def losses(self, positions: Positions) -> list[Loss]:
         """What retention took unread, and what was unread in topics that are gone."""
-        topic = self._look_twice()
+        is_worth_two = bool(unread_of_other_logs(self._topic, [], positions))
+        topic = self._look_twice() if is_worth_two else self._look()
         logs = match(topic, positions) if topic is not None else []
         expired = (
             ((found.partition, found.epoch), found.expired, "expired_in_topic")
@@ -175,12 +174,11 @@ class KafkaSource:
             return
         if settled in self._cut_here:
             self._cut_here.discard(settled)
-        elif self._group.shown(int(number)) >= settled.end:
+        elif self._client.committed(int(number), TICK_PATIENCE_SECONDS) >= settled.end:
             return
-        self._group.show(int(number), settled.end)
+        self._client.commit(int(number), settled.end)
 
     def close(self) -> None:
-        self._group.close()
         self._client.close()
 
     def _look(self) -> Topic | None:

@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 
 #: Between two looks at a broker that answers "not now" (a leader is being elected, …).
 RETRY_SECONDS = 0.2
+#: How long a consumer may take to end.
+CLOSE_SECONDS = 5.0
 #: Messages taken from librdkafka's queue at once.
 BATCH_MESSAGES = 1000
 
@@ -150,7 +152,7 @@ def close_clients() -> None:
 atexit.register(close_clients)
 
 
-def admin_of(connection: Connection) -> Admin:
+def _admin_of(connection: Connection) -> Admin:
     """The one administrative client of this process for a connection.
 
     A tick asks every few seconds; connecting each time would cost more than asking.
@@ -180,7 +182,7 @@ class TopicClient:
 
     def topic(self, patience: float) -> Topic | None:
         """The topic with the offsets of all its partitions; None when there is no such topic."""
-        ends = time.monotonic() + patience
+        ends = self._begin(patience)
         while True:
             before = self._describe(ends)
             if before is None:
@@ -195,12 +197,19 @@ class TopicClient:
                 and str(after.topic_id) == str(before.topic_id)
             ):
                 return Topic(self._topic, _identity_of(before), offsets)
-            self._pause(ends, "the topic changes while it is looked at")
+            if time.monotonic() > ends:
+                raise TelemetryError(f"{self._place}: it changes whenever it is looked at")
+            time.sleep(RETRY_SECONDS)
 
     def identity(self, patience: float) -> str | None:
         """The identity of the topic now."""
-        described = self._describe(time.monotonic() + patience)
+        described = self._describe(self._begin(patience))
         return None if described is None else _identity_of(described)
+
+    def _begin(self, patience: float) -> float:
+        """When the patience of a call ends; what was wrong before it is forgotten."""
+        self._open_admin().complaints.last = None
+        return time.monotonic() + patience
 
     def _describe(self, ends: float) -> TopicDescription | None:
         while True:
@@ -249,7 +258,6 @@ class TopicClient:
         """The answered futures of an administrative request. A refusal is told at once: the
         request itself would only time out."""
         admin = self._open_admin()
-        admin.complaints.last = None
         timeout = max(RETRY_SECONDS, ends - time.monotonic())
         futures: dict[Any, Future[Any]] = getattr(admin.client, request)(
             argument, request_timeout=timeout, **more
@@ -263,7 +271,7 @@ class TopicClient:
 
     def _open_admin(self) -> Admin:
         try:
-            return admin_of(self._connection)
+            return _admin_of(self._connection)
         except (KafkaException, TypeError, ValueError) as caught:
             raise self._unusable(caught) from None
 
@@ -271,13 +279,9 @@ class TopicClient:
         """Wait a little where it may help; raise where it cannot or time is up."""
         if error.code() in REFUSALS:
             self._fail(error)
-        if error.code() == KafkaError._TIMED_OUT:  # it had all the time there was
+        if error.code() == KafkaError._TIMED_OUT or time.monotonic() > ends:
+            # "Connection refused" says more than "timed out" or "no leader".
             self._fail(self._open_admin().complaints.last or error)
-        self._pause(ends, error.str())
-
-    def _pause(self, ends: float, why: str) -> None:
-        if time.monotonic() > ends:
-            raise TelemetryError(f"{self._place}: {why}")
         time.sleep(RETRY_SECONDS)
 
     # -- messages -----------------------------------------------------------------------------
@@ -336,11 +340,54 @@ class TopicClient:
         log.debug("source %s: %s", self._source, error.str())
         self._complaints.note(error)
 
+    # -- for those who watch ------------------------------------------------------------------
+    # The administrative client could do this, too, but librdkafka 2.16 aborts the process when a
+    # broker goes away during such a request to a group's coordinator (its issue 4605).
+
+    def commit(self, number: int, offset: int) -> None:
+        """Show the group's offset to lag tools, without waiting; nothing of ours reads it. A
+        failure is logged."""
+        at = TopicPartition(self._topic, number, offset)
+        try:
+            self._open_consumer().commit(offsets=[at], asynchronous=True)
+        except KafkaException as caught:
+            self._note_commit(_error_of(caught), [])
+
+    def committed(self, number: int, patience: float) -> int:
+        """The group's offset; 0 when there is none or the broker does not say."""
+        wanted = [TopicPartition(self._topic, number)]
+        try:
+            (found,) = self._open_consumer().committed(wanted, timeout=patience)
+        except KafkaException as caught:
+            self._note_commit(_error_of(caught), [])
+            return 0
+        return int(max(found.offset, 0))
+
+    def _note_commit(self, error: KafkaError | None, partitions: list[TopicPartition]) -> None:
+        errors = [error, *(partition.error for partition in partitions)]
+        said = next((error.str() for error in errors if error is not None), None)
+        if said is not None:
+            log.warning(
+                "source %s: group %s shows an old offset of topic %s: %s",
+                self._source,
+                self._group,
+                self._topic,
+                said,
+            )
+
     def close(self) -> None:
-        """End the consumer. What others of this process ask through the connection stays open."""
-        if self._consumer is not None:
-            self._consumer.close()
-            self._consumer = None
+        """End the consumer, after the offsets that it has yet to show.
+
+        Without a broker librdkafka waits for those without end; then it is left to do so.
+        """
+        consumer, self._consumer = self._consumer, None
+        if consumer is None:
+            return
+        ending = threading.Thread(target=consumer.close, name="kafka-close", daemon=True)
+        ending.start()
+        ending.join(CLOSE_SECONDS)
+        if ending.is_alive():
+            log.warning("source %s: its Kafka consumer has not ended yet", self._source)
 
     def _open_consumer(self) -> Consumer:
         if self._consumer is None:
@@ -351,6 +398,7 @@ class TopicClient:
                     | {
                         "group.id": self._group,
                         "error_cb": self._complaints.note,
+                        "on_commit": self._note_commit,
                     }
                 )
             except (KafkaException, TypeError, ValueError) as caught:
