@@ -9,9 +9,17 @@ from fresh import REPOSITORY
 
 from telemetry_pipeline.catalog.publish import check_reporting
 from telemetry_pipeline.catalog.reader import read_catalog
-from telemetry_pipeline.config import as_policy, is_enabled, load_config, resolve, resolve_endpoint
+from telemetry_pipeline.config import (
+    KafkaSource,
+    as_policy,
+    is_enabled,
+    load_config,
+    resolve,
+    resolve_endpoint,
+)
 from telemetry_pipeline.errors import PolicyError, TelemetryError
 from telemetry_pipeline.paths import Project
+from telemetry_pipeline.sources.kafka_settings import read_connection
 from telemetry_pipeline.yaml_document import load_yaml
 
 POLICY = """\
@@ -296,3 +304,134 @@ def test_an_endpoint_is_an_address_or_a_reference(
     assert resolve_endpoint("http://here", tmp_path, "http://default") == "http://here"
     assert resolve_endpoint("env:ENDPOINT", tmp_path, "http://default") == "http://there"
     assert resolve_endpoint("env:NO_ENDPOINT", tmp_path, "http://default") == "http://default"
+
+
+KAFKA = """\
+sources:
+  kafka_events:
+    kind: kafka
+    brokers: [kafka-1:9092, kafka-2:9092]
+    topic: product-telemetry
+    settings:
+      security.protocol: SASL_SSL
+      sasl.mechanism: PLAIN
+      sasl.username: env:KAFKA_USER
+      sasl.password: env:KAFKA_PASSWORD
+      ssl.ca.location: certificates/kafka.pem
+      enable.ssl.certificate.verification: true
+      socket.timeout.ms: 10000
+"""
+
+
+def test_a_kafka_source_becomes_a_connection_with_its_references_followed(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file.write_text(KAFKA)
+    monkeypatch.setenv("KAFKA_USER", "reader")
+    monkeypatch.setenv("KAFKA_PASSWORD", "correct horse")
+    source = load_config(file).sources["kafka_events"]
+    assert isinstance(source, KafkaSource)
+
+    connection = read_connection(Project(file.parent, file.parent), "kafka_events", source)
+
+    assert connection.brokers == "kafka-1:9092,kafka-2:9092"
+    assert connection.settings == {
+        "security.protocol": "SASL_SSL",
+        "sasl.mechanism": "PLAIN",
+        "sasl.username": "reader",
+        "sasl.password": "correct horse",
+        "ssl.ca.location": str(file.parent / "certificates/kafka.pem"),
+        "enable.ssl.certificate.verification": "true",
+        "socket.timeout.ms": "10000",
+    }
+    assert "correct horse" not in repr(connection)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ("env:KAFKA_PASSWORD", "env:NO_SUCH", r"settings\.sasl\.password: env:NO_SUCH is not set"),
+        (
+            "[kafka-1:9092, kafka-2:9092]",
+            "env:NO_SUCH",
+            r"brokers: env:NO_SUCH is not set or empty",
+        ),
+    ],
+)
+def test_a_kafka_reference_without_a_value_is_named(
+    file: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str, problem: str
+) -> None:
+    monkeypatch.setenv("KAFKA_USER", "reader")
+    monkeypatch.setenv("KAFKA_PASSWORD", "correct horse")
+    monkeypatch.delenv("NO_SUCH", raising=False)
+    file.write_text(KAFKA.replace(old, new))
+    source = load_config(file).sources["kafka_events"]
+    assert isinstance(source, KafkaSource)
+
+    with pytest.raises(PolicyError, match=r"telemetry\.yaml: sources\.kafka_events\." + problem):
+        read_connection(Project(file.parent, file.parent), "kafka_events", source)
+
+
+#: name: (what stands there, what stands there instead, the problem)
+KAFKA_MISTAKES = {
+    "a password in clear": (
+        "env:KAFKA_PASSWORD",
+        "hunter2",
+        "sasl.password must be a reference, env:NAME or file:PATH, never the value itself",
+    ),
+    "a key's password in clear": (
+        "ssl.ca.location: certificates/kafka.pem",
+        "ssl.key.password: hunter2",
+        "ssl.key.password must be a reference",
+    ),
+    "a key in clear": (
+        "ssl.ca.location: certificates/kafka.pem",
+        "ssl.key.pem: hunter2",
+        "ssl.key.pem must be a reference",
+    ),
+    "a client secret as a number": (
+        "sasl.password: env:KAFKA_PASSWORD",
+        "sasl.oauthbearer.client.secret: 12345678",
+        "sasl.oauthbearer.client.secret must be a reference",
+    ),
+    **{
+        f"{setting}": (
+            "socket.timeout.ms: 10000",
+            f"{setting}: {value}",
+            f"{setting} is not yours to set: ",
+        )
+        for setting, value in {
+            "enable.auto.commit": "true",
+            "isolation.level": "read_uncommitted",
+            "auto.offset.reset": "latest",
+            "enable.auto.offset.store": "true",
+            "enable.partition.eof": "false",
+            "group.id": "mine",
+            "bootstrap.servers": "elsewhere:9092",
+        }.items()
+    },
+}
+
+
+@pytest.mark.parametrize("mistake", KAFKA_MISTAKES)
+def test_a_kafka_setting_that_may_not_stand_there_is_named(file: Path, mistake: str) -> None:
+    old, new, problem = KAFKA_MISTAKES[mistake]
+    assert KAFKA.count(old) == 1
+    file.write_text(KAFKA.replace(old, new))
+
+    with pytest.raises(PolicyError) as caught:
+        load_config(file)
+
+    place = "telemetry.yaml:6: sources.kafka_events.settings: "
+    assert str(caught.value).startswith(place + problem)
+    assert "hunter2" not in str(caught.value) and "12345678" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "brokers", ["kafka:9092", "[]", "[kafka]", "[http://kafka:9092]", "[9092]"]
+)
+def test_brokers_are_hosts_with_ports_or_a_reference(file: Path, brokers: str) -> None:
+    file.write_text(KAFKA.replace("[kafka-1:9092, kafka-2:9092]", brokers))
+
+    with pytest.raises(PolicyError, match=r"telemetry\.yaml:4: sources\.kafka_events\.brokers"):
+        load_config(file)
