@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import DatabaseError
@@ -110,11 +111,13 @@ class Loader:
     keys: LoaderKeys
     run_id: str
     timezone: str
+    #: Where data for an embedded warehouse may be put.
+    spool: Path | None = None
 
     @cached_property
     def _staging(self) -> Staging:
         settings = STAGING | {"max_execution_time": INSERT_SECONDS}
-        return Staging(self.client, self.contract, self.keys.parameters(), settings)
+        return Staging(self.client, self.contract, self.keys.parameters(), settings, self.spool)
 
     @property
     def _ledger(self) -> Ledger:

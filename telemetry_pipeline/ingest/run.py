@@ -24,7 +24,7 @@ from telemetry_pipeline.sources.kafka import KafkaSource
 from telemetry_pipeline.sources.kafka_settings import read_connection
 from telemetry_pipeline.sources.otel_file import OtelFileSource
 from telemetry_pipeline.sources.redis_stream import RedisStreamSource
-from telemetry_pipeline.warehouse.client import connect
+from telemetry_pipeline.warehouse.client import connect, find_spool
 from telemetry_pipeline.warehouse.retention import apply_retention
 
 #: A run hands back to the sensor after this much, so that marts follow during a backlog.
@@ -134,5 +134,6 @@ def ingest(
             keys=keys,
             run_id=run_id,
             timezone=config.reporting.timezone,
+            spool=find_spool(project),
         )
         return loader.run(max_bytes=max_bytes, on_slice=on_slice)

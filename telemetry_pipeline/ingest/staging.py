@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import base64
 import secrets
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from clickhouse_connect.driver.client import Client
@@ -21,6 +22,7 @@ from telemetry_pipeline.ingest.reasons import REJECTED
 from telemetry_pipeline.ingest.shapes import COLUMNS
 from telemetry_pipeline.ingest.statements import Contract, Numbering, Salt, statement
 from telemetry_pipeline.sources.base import Encoding
+from telemetry_pipeline.warehouse.client import insert_data
 
 #: Where a Collector that died inside a line goes on in the same line after its restart. It cannot
 #: stand inside a string of JSON, where its quotes would be escaped.
@@ -48,6 +50,7 @@ class Staging:
     contract: Contract
     keys: Mapping[str, str]
     settings: Mapping[str, Any]
+    spool: Path | None = None
     _salt: Salt = field(init=False)
     _shapes: set[int] = field(default_factory=set, init=False)
     _is_ready: bool = field(default=False, init=False)
@@ -216,9 +219,7 @@ class Staging:
         self.client.command(sql, parameters=dict(parameters), settings=dict(self.settings))
 
     def _insert(self, sql: str, data: bytes) -> None:
-        self.client.raw_insert(
-            table="", insert_block=_body(sql, data), settings=dict(self.settings)
-        )
+        insert_data(self.client, sql, data, self.settings, self.spool)
 
 
 @dataclass(frozen=True)
@@ -317,9 +318,3 @@ _PARSE_ERRORS = (
     "INCORRECT_DATA",
     "ATTEMPT_TO_READ_AFTER_EOF",
 )
-
-
-def _body(sql: str, data: bytes) -> Generator[bytes, None, None]:
-    # One line end, or what follows it would be taken for data.
-    yield sql.rstrip().encode() + b"\n"
-    yield data

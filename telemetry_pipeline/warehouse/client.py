@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 from urllib.parse import quote, unquote, urlsplit
 
 import clickhouse_connect
@@ -69,6 +71,34 @@ def find_address(project: Project, role: Role = "writer") -> Address:
     users = embedded.read_users(project.warehouse_dir)
     login = users.writer if role == "writer" else users.reader
     return Address("http", endpoint.host, endpoint.port, login.name, login.password)
+
+
+def find_spool(project: Project) -> Path | None:
+    """Where data for the embedded warehouse may be put; None for a server."""
+    if is_external():
+        return None
+    from telemetry_pipeline.warehouse.embedded.engine_config import Layout
+
+    spool = Layout(project.warehouse_dir).spool
+    return spool if os.access(spool, os.W_OK) else None
+
+
+def insert_data(
+    client: Client, sql: str, data: bytes, settings: Mapping[str, Any], spool: Path | None = None
+) -> None:
+    """Run an INSERT ... FORMAT whose data follows it. `spool`: of an embedded warehouse."""
+    # One line end, or what follows it would be taken for data.
+    head = sql.rstrip().encode() + b"\n"
+    if spool is None:
+        body = (piece for piece in (head, data))
+        client.raw_insert(table="", insert_block=body, settings=dict(settings))
+        return
+    from telemetry_pipeline.warehouse.embedded.handover import handed_over
+
+    with handed_over(spool, data) as headers:
+        client.raw_insert(
+            table="", insert_block=head, settings=dict(settings), transport_settings=headers
+        )
 
 
 def parse_url(url: str) -> Address:

@@ -397,5 +397,6 @@ def test_a_conflict_can_be_understood_from_its_dead_letter(kept: Kept) -> None:
 
     opened = json.loads(_opened(kept.key("dead_letter"), letter))
 
-    assert opened["eventName"] == "page_viewed"
-    assert opened["timeUnixMilli"] == str(HOUR_AGO)
+    (record,) = opened["resourceLogs"][0]["scopeLogs"][0]["logRecords"]
+    assert record["eventName"] == "page_viewed"
+    assert record["timeUnixNano"] == str(HOUR_AGO * 1_000_000)

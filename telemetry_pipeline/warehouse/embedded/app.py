@@ -27,7 +27,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from telemetry_pipeline.warehouse.embedded import sql_head
+from telemetry_pipeline.warehouse.embedded import handover, sql_head
 from telemetry_pipeline.warehouse.embedded.access import check_reader
 from telemetry_pipeline.warehouse.embedded.body import (
     MAX_SQL_BYTES,
@@ -223,7 +223,12 @@ class _Exchange:
         if not statement.takes_data:
             await self._execute(user, statement, statement.sql)
             return
-        spool = await Spool.filled(self._warehouse.spool, first, body, self._warehouse.workers)
+        if (name := headers.get(handover.HEADER.lower())) is not None:
+            if first or await body.next_batch():
+                raise bad_argument(f"{handover.HEADER}: the request has data of its own")
+            spool = Spool(handover.received(self._warehouse.spool, name))
+        else:
+            spool = await Spool.filled(self._warehouse.spool, first, body, self._warehouse.workers)
         with spool:
             self._spooled = spool
             await self._execute(user, statement, statement.with_data_file(str(spool.path)))
