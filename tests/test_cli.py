@@ -20,6 +20,10 @@ from telemetry_pipeline.cli import main
 COMMANDS = [
     "demo",
     "dev",
+    "dlq list",
+    "dlq purge",
+    "dlq replay",
+    "dlq show",
     "env",
     "ingest",
     "keys init",

@@ -53,7 +53,7 @@ def replay(
         replay_id, selection = freeze(project, config.choice)
         complaint = selection.complaint
         context.log.info(f"replay {replay_id or 'of nothing'}: {selection}")
-    yield from land_replays(project, context.run_id, on_slice=on_slice)
+    yield from land_replays(project, context.run.run_id, on_slice=on_slice)
     if replay_id:
         context.log.info(f"{report_of(project, replay_id)}")
     if complaint:

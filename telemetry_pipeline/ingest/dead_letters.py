@@ -122,6 +122,23 @@ class ReplayReport:
     rejected: Mapping[str, int]
     dropped: Mapping[str, int]
 
+    def __str__(self) -> str:
+        rest = [
+            f"{count:,} {what}"
+            for what, count in (
+                ("gone before they were read", self.gone),
+                ("lost", self.lost),
+                ("waiting", self.waiting),
+            )
+            if count
+        ]
+        return (
+            f"replay {self.replay_id}: {self.items:,} letters; received {self.received:,}, "
+            f"accepted {self.accepted:,}, duplicates {self.duplicates:,}, "
+            f"rejected {sum(self.rejected.values()):,}, dropped {sum(self.dropped.values()):,}"
+            + "".join(f"; {part}" for part in rest)
+        )
+
 
 @dataclass(frozen=True)
 class Shown:
@@ -191,6 +208,26 @@ def select(project: Project, choice: Choice) -> Selection:
     """What a replay of this choice would take now."""
     with closing(connect(project)) as client:
         return _select(client, project, choice)
+
+
+def replay(
+    project: Project, choice: Choice | None, run_id: str
+) -> tuple[list[ReplayReport], str | None]:
+    """Freeze a choice (None: nothing new) and land every unfinished replay.
+
+    Gives the reports of the replays that were unfinished, the new one last, and what to do about
+    letters that did not open.
+    """
+    begun = [report.replay_id for report in unfinished(project)]
+    complaint = None
+    if choice is not None:
+        replay_id, selection = freeze(project, choice)
+        begun += [replay_id] if replay_id else []
+        complaint = selection.complaint
+    if begun:
+        for _ in land_replays(project, run_id):
+            pass
+    return [report_of(project, replay_id) for replay_id in begun], complaint
 
 
 def freeze(project: Project, choice: Choice) -> tuple[str | None, Selection]:
