@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -18,13 +20,17 @@ from services.collector import Collector, running_collector
 from telemetry_pipeline.demo.behaviour import FRONT_END
 from telemetry_pipeline.demo.otel import Telemetry
 from telemetry_pipeline.demo.wire import Delivery
+from telemetry_pipeline.ingest import run
 from telemetry_pipeline.ingest.loader import IngestReport
 from telemetry_pipeline.ingest.run import ingest
 from telemetry_pipeline.paths import Project
+from telemetry_pipeline.sources.otel_file import OtelFileSource
 
 pytestmark = pytest.mark.needs("otelcol/otelcol")
 
 BATCHES, EVENTS_A_BATCH = 120, 50
+#: How every line begins.
+REQUEST = b'{"resourceLogs":'
 
 
 @dataclass
@@ -83,7 +89,7 @@ class Written:
     """The event ids in the sink's lines, read without ingest, and the lines nobody can read.
 
     The exporter writes a line and its end apart, and appends after a restart: a kill in between
-    leaves a line that the next one joins.
+    leaves a line that the next one joins. What was joined to it is whole.
     """
 
     ids: list[str] = field(default_factory=list)
@@ -96,7 +102,7 @@ class Written:
 def in_the_files(project: Project) -> Written:
     written = Written()
     for path in project.sink_dir.iterdir():
-        for line in path.read_bytes().split(b"\n"):
+        for line in apart(path.read_bytes()):
             try:
                 found = list(records(line)) if line else []
             except ValueError:
@@ -106,6 +112,14 @@ def in_the_files(project: Project) -> Written:
                 values = {pair["key"]: pair["value"] for pair in record["attributes"]}
                 written.ids.append(values["event.id"]["stringValue"])
     return written
+
+
+def apart(content: bytes) -> Iterator[bytes]:
+    """The lines of a file, and what was joined in one of them."""
+    for line in content.split(b"\n"):
+        first, *joined = line.split(REQUEST)
+        yield from [first] if first else []
+        yield from (REQUEST + rest for rest in joined)
 
 
 def records(line: bytes) -> Iterator[dict[str, list[dict[str, dict[str, str]]]]]:
@@ -166,7 +180,7 @@ def test_a_collector_that_is_killed_and_started_again_loses_and_doubles_nothing(
     assert ingest(project, "app_events", "nothing is left").slices == 0
 
 
-def test_a_line_that_joins_a_half_written_one_waits_in_the_dead_letters(
+def test_of_a_line_joined_to_a_half_written_one_only_the_half_is_a_dead_letter(
     client: Client, project: Project, collector: Collector
 ) -> None:
     application = Application(collector.logs_url)
@@ -181,7 +195,82 @@ def test_a_line_that_joins_a_half_written_one_waits_in_the_dead_letters(
 
     assert len(in_the_files(project).unreadable) == 1
     assert_all_accounted_for(client, project, application, reports)
-    assert len(in_the_warehouse(client)) == 3 * EVENTS_A_BATCH
+    assert len(in_the_warehouse(client)) == 4 * EVENTS_A_BATCH
+
+
+def test_files_that_are_compressed_while_ingest_reads_are_read_once(
+    client: Client, project: Project, collector: Collector
+) -> None:
+    """gzip and zstd themselves, on what the Collector rotated, read or not."""
+    application = Application(collector.logs_url)
+    reports = []
+    for turn, command in enumerate((["gzip"], ["zstd", "-q", "--rm"], ["gzip"], [])):
+        application.emit(BATCHES // 4)
+        if turn % 2:
+            reports.append(ingest(project, "app_events", f"turn {turn}"))
+        rotated = sorted(project.sink_dir.glob("events-*.jsonl"))
+        if command:
+            subprocess.run([*command, *rotated], check=True)
+    reports.append(ingest(project, "app_events", "the last run"))
+    reports.append(ingest(project, "app_events", "what the ledger knows"))
+
+    endings = {path.suffix for path in project.sink_dir.iterdir()}
+    assert endings == {".jsonl", ".gz", ".zst"}
+    events = BATCHES * EVENTS_A_BATCH
+    assert total(reports, "received") == total(reports, "accepted") == events
+    assert total(reports, "lost_slices") == 0
+    assert sorted(in_the_warehouse(client)) == sorted(application.acknowledged)
+    assert reports[-1].slices == reports[-1].waiting == 0
+
+
+@pytest.mark.parametrize("setting", [{"compression": "zstd"}, {"format": "proto"}])
+def test_what_a_collector_writes_as_messages_is_a_loss_with_its_reason(
+    client: Client,
+    project: Project,
+    tmp_path: Path,
+    setting: dict[str, str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    exporter = {"path": str(project.sink_dir / "events.jsonl")} | setting
+    with running_collector(tmp_path, {"file": exporter}) as collector:
+        Application(collector.logs_url).emit(2)
+        wait_for(lambda: (project.sink_dir / "events.jsonl").stat().st_size > 1000)
+        report = ingest(project, "app_events", "messages, not lines")
+
+    assert (report.slices, report.lost_slices) == (0, 1)
+    losses = client.query("SELECT reason FROM ops.source_losses").result_rows
+    assert losses == [("length_prefixed_messages",)]
+    assert "take `compression` and `format: proto` out of the Collector's file exporter" in (
+        caplog.text
+    )
+
+
+def test_what_a_collector_truncates_before_it_was_read_is_a_loss(
+    client: Client, project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exporter = {"path": str(project.sink_dir / "events.jsonl")}  # neither rotation nor append
+    monkeypatch.setattr(run, "OtelFileSource", partial(OtelFileSource, slice_bytes=1))
+    with running_collector(tmp_path, {"file": exporter}) as collector:
+        application = Application(collector.logs_url)
+        sink = project.sink_dir / "events.jsonl"
+        application.emit(3)
+        # Without rotation the exporter holds lines back for a second.
+        wait_for(lambda: sink.read_bytes().count(b"\n") == 3)
+        size = sink.stat().st_size
+        first = ingest(project, "app_events", "reads one line of three", max_bytes=1)
+        collector.stop()
+        collector.start()
+        application.emit(1)
+        wait_for(lambda: sink.read_bytes().count(b"\n") == 1)
+        last = ingest(project, "app_events", "the last run")
+
+    assert (first.slices, first.received, last.received) == (1, EVENTS_A_BATCH, EVENTS_A_BATCH)
+    assert last.lost_slices == 1
+    (loss,) = client.query(
+        "SELECT start_offset, end_offset, reason FROM ops.source_losses"
+    ).result_rows
+    assert loss == (first.bytes, size, "disappeared")
+    assert len(in_the_warehouse(client)) == 2 * EVENTS_A_BATCH
 
 
 def assert_all_accounted_for(
