@@ -16,7 +16,6 @@ import click
 from clickhouse_connect.driver.exceptions import ClickHouseError
 from clickhouse_connect.driver.exceptions import Error as DriverError
 from rich.console import Console
-from rich.table import Table
 
 from telemetry_pipeline.errors import TelemetryError
 from telemetry_pipeline.ingest.reasons import REJECTED
@@ -291,7 +290,7 @@ def list_dead_letters(filters: dict[str, Any], each: bool, limit: int, as_json: 
     if as_json:
         click.echo(json.dumps({"dead_letters": rows}, default=_plain))
     elif rows:
-        _console(as_json).print(_table(rows))
+        click.echo(_table(rows))
     else:
         click.echo("no dead letters")
 
@@ -420,11 +419,11 @@ def _console(as_json: bool) -> Console:
     return Console(stderr=as_json)
 
 
-def _table(rows: list[dict[str, Any]]) -> Table:
-    table = Table(*rows[0], box=None)
-    for row in rows:
-        table.add_row(*(_plain(value) for value in row.values()))
-    return table
+def _table(rows: list[dict[str, Any]]) -> str:
+    """Aligned columns, never cut: ids in it are to be copied."""
+    lines = [list(rows[0]), *([_plain(value) for value in row.values()] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, cells, widths)).rstrip() for cells in lines)
 
 
 def _plain(value: Any) -> str:
