@@ -134,7 +134,7 @@ def _land(
     if source == REPLAYS:
         yield from replay(project, replay_config, context, on_slice)
     else:
-        yield ingest(project, source, context.run_id, on_slice=on_slice)
+        yield ingest(project, source, context.run.run_id, on_slice=on_slice)
 
 
 def _unit(project: Project, policy: Config, source: str) -> str:
