@@ -1,4 +1,4 @@
-"""`python -m chaos`: KILLS, SEED, SOURCE, EVENTS and BREAK come from the environment."""
+"""`python -m chaos`: KILLS, SEED, SOURCE, EVENTS, ENCODING and BREAK come from the environment."""
 
 from __future__ import annotations
 
@@ -121,7 +121,8 @@ def _make_sink(kind: str, project: Project) -> Sink:
         case "file":
             return ChaosFile(project.sink_dir, edge_ids)
         case "kafka":
-            return ChaosKafka(project.data_dir / "kafka", edge_ids)
+            encoding = os.environ.get("ENCODING") or "otlp_proto"
+            return ChaosKafka(project.data_dir / "kafka", edge_ids, encoding)
         case _:
             keys = {
                 item.key: item.payload_key

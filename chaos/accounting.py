@@ -60,6 +60,10 @@ class Verdict:
     #: Some event ids of each problem, for whoever looks into it.
     examples: Mapping[str, list[str]]
 
+    @property
+    def is_clean(self) -> bool:
+        return not (self.lost or self.duplicated or self.unaccounted)
+
 
 def read_stored(client: Client, project: Project) -> Stored:
     """Everything the comparison needs, read in a quiet warehouse."""
@@ -221,6 +225,11 @@ def count_mid_slice(client: Client, strikes: Iterable[Struck]) -> int:
         )
 
     return sum(1 for strike in strikes if is_mid_slice(strike))
+
+
+def is_torn(client: Client, source: str) -> bool:
+    """Whether a batch of this source lies torn."""
+    return bool(_rows(client, "torn.sql", source=source)[0]["batches"])
 
 
 def _rows(client: Client, name: str, **parameters: Any) -> list[dict[str, Any]]:

@@ -46,6 +46,9 @@ def check_control(client: Client, before: Verdict, judge: Callable[[], Verdict])
     # Copies first: they would fill up the sums that the deletions leave short.
     for harm in (_insert_copies, _delete_rows, _delete_letters):
         damage = harm(client)
+        if damage is None:
+            missed.append(f"nothing is there for {harm.__name__}")
+            continue
         after = judge()
         if not damage.is_noticed(before, after):
             missed.append(f"{damage}: from {_shown(before)} to {_shown(after)}")
@@ -59,12 +62,12 @@ def _shown(verdict: Verdict) -> str:
     )
 
 
-def _delete_rows(client: Client) -> Damage:
+def _delete_rows(client: Client) -> Damage | None:
     """Rows of one settled slice vanish, as if its insert had been cut short."""
-    batch_id, rows = client.query(
-        f"SELECT batch_id, count() FROM raw.product_telemetry_events WHERE {_PLAIN} "
-        "GROUP BY batch_id ORDER BY count() DESC, batch_id LIMIT 1"
-    ).result_rows[0]
+    largest = _largest_batch(client, "raw.product_telemetry_events", _PLAIN)
+    if largest is None:
+        return None
+    batch_id, rows = largest
     client.command(
         f"DELETE FROM {_EVENTS} WHERE batch_id = {batch_id} AND {_PLAIN}",
         settings={"lightweight_deletes_sync": 2},
@@ -72,7 +75,7 @@ def _delete_rows(client: Client) -> Damage:
     return Damage("rows of a slice deleted", lost=rows)
 
 
-def _insert_copies(client: Client) -> Damage:
+def _insert_copies(client: Client) -> Damage | None:
     """Some events stand twice, as if a second worker had landed them under another key."""
     client.command(
         f"INSERT INTO {_EVENTS} SELECT * REPLACE (session_id + 1 AS session_id) "
@@ -82,14 +85,23 @@ def _insert_copies(client: Client) -> Damage:
     return Damage("events copied", duplicated=_COPIES)
 
 
-def _delete_letters(client: Client) -> Damage:
+def _delete_letters(client: Client) -> Damage | None:
     """Dead letters of one slice vanish: rejected records that nobody can find."""
-    batch_id, letters = client.query(
-        f"SELECT batch_id, count() FROM raw.dead_letters WHERE {_UNKNOWN} "
-        "GROUP BY batch_id ORDER BY count() DESC, batch_id LIMIT 1"
-    ).result_rows[0]
+    largest = _largest_batch(client, "raw.dead_letters", _UNKNOWN)
+    if largest is None:
+        return None
+    batch_id, letters = largest
     client.command(
         f"DELETE FROM raw.dead_letters WHERE batch_id = {batch_id} AND {_UNKNOWN}",
         settings={"lightweight_deletes_sync": 2},
     )
     return Damage("dead letters deleted", hidden=letters)
+
+
+def _largest_batch(client: Client, table: str, condition: str) -> tuple[int, int] | None:
+    """(batch, rows) of the batch that has most rows of this kind."""
+    found = client.query(
+        f"SELECT batch_id, count() FROM {table} WHERE {condition} "
+        "GROUP BY batch_id ORDER BY count() DESC, batch_id LIMIT 1"
+    ).result_rows
+    return (int(found[0][0]), int(found[0][1])) if found else None

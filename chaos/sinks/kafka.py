@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import shutil
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -17,13 +19,17 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 from services.broker import Broker
 
 from chaos.events import Event
-from chaos.sinks.wire import otlp_proto
+from chaos.sinks.wire import otlp_json, otlp_proto
 from telemetry_pipeline.demo.wire import EdgeIds
 from telemetry_pipeline.errors import TelemetryError
 
 TOPIC = "chaos.events"
 PARTITIONS = 3
 _PATIENCE = 120.0
+#: librdkafka tells of every lost connection: here that is what is wanted.
+_QUIET = logging.getLogger("chaos.librdkafka")
+_QUIET.addHandler(logging.NullHandler())
+_QUIET.propagate = False
 
 
 class ChaosKafka:
@@ -33,10 +39,11 @@ class ChaosKafka:
     has_service = True
     variables: dict[str, str] = {}  # noqa: RUF012
 
-    def __init__(self, folder: Path, edge_ids: EdgeIds) -> None:
+    def __init__(self, folder: Path, edge_ids: EdgeIds, encoding: str = "otlp_proto") -> None:
         if shutil.which("java") is None:
             raise TelemetryError("chaos: java is not on PATH; install Java 17 or newer")
         self._edge_ids = edge_ids
+        self._encoding = encoding
         folder.mkdir(parents=True)
         self._broker = Broker(folder)
         self._producer: Producer | None = None
@@ -47,7 +54,7 @@ class ChaosKafka:
             "kind": "kafka",
             "brokers": [self._broker.address],
             "topic": TOPIC,
-            "encoding": "otlp_proto",
+            "encoding": self._encoding,
         }
 
     def start(self) -> None:
@@ -59,7 +66,10 @@ class ChaosKafka:
 
     def write(self, batch: Sequence[Event]) -> None:
         """One message; produced again under a new producer if this one cannot go on."""
-        message = otlp_proto(batch, self._edge_ids).SerializeToString()
+        if self._encoding == "otlp_json":
+            message = otlp_json(batch, self._edge_ids)
+        else:
+            message = otlp_proto(batch, self._edge_ids).SerializeToString()
         ends = time.monotonic() + _PATIENCE
         while not self._is_kept(message):
             self._producer = None
@@ -109,7 +119,8 @@ class ChaosKafka:
                     "delivery.timeout.ms": int(_PATIENCE * 1000),
                     "reconnect.backoff.max.ms": 500,
                     "linger.ms": 0,
-                }
+                },
+                logger=_QUIET,
             )
         self._producer.produce(TOPIC, message, on_delivery=lambda error, _: errors.append(error))
         self._producer.flush(_PATIENCE)
@@ -123,12 +134,23 @@ def _count(messages: Sequence[Message], found: Counter[str]) -> None:
             raise KafkaException(error)
         if value is None:
             continue
-        request = ExportLogsServiceRequest.FromString(bytes(value))
-        for resource_logs in request.resource_logs:
-            for scope_logs in resource_logs.scope_logs:
-                for record in scope_logs.log_records:
-                    found.update(
-                        pair.value.string_value
-                        for pair in record.attributes
-                        if pair.key == "event.id"
-                    )
+        raw = bytes(value)
+        found.update(_ids_in_json(raw) if raw.startswith(b"{") else _ids_in_proto(raw))
+
+
+def _ids_in_proto(message: bytes) -> Iterator[str]:
+    for resource_logs in ExportLogsServiceRequest.FromString(message).resource_logs:
+        for scope_logs in resource_logs.scope_logs:
+            for record in scope_logs.log_records:
+                for pair in record.attributes:
+                    if pair.key == "event.id":
+                        yield pair.value.string_value
+
+
+def _ids_in_json(message: bytes) -> Iterator[str]:
+    for resource_logs in json.loads(message)["resourceLogs"]:
+        for scope_logs in resource_logs["scopeLogs"]:
+            for record in scope_logs["logRecords"]:
+                for pair in record["attributes"]:
+                    if pair["key"] == "event.id":
+                        yield pair["value"]["stringValue"]
