@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import subprocess
 import threading
 import time
 import uuid
@@ -17,11 +18,14 @@ import httpx
 import pytest
 from clickhouse_connect.driver.client import Client
 from confluent_kafka import Consumer, Producer, TopicPartition
+from fresh import REPOSITORY
 from log_records import common, line, record
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from services.broker import Broker, Login, Topic, make_login, running_broker
 from services.collector import running_collector
+from services.process import SERVICES
 
+from telemetry_pipeline.config import load_config
 from telemetry_pipeline.errors import TelemetryError
 from telemetry_pipeline.ingest.ledger import NOTHING_BEFORE
 from telemetry_pipeline.ingest.run import ingest
@@ -865,6 +869,40 @@ def test_settings_that_cannot_be_used_are_named_without_their_value(
     assert "telemetry.yaml" in str(caught.value)
     assert "SECRET" not in str(caught.value) and "pigeon" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+# -- the guide -----------------------------------------------------------------------------
+
+
+def guide(number: int) -> str:
+    """A block of YAML of docs/kafka.md."""
+    text = (REPOSITORY / "docs" / "kafka.md").read_text()
+    return re.findall(r"```yaml\n(.*?)```", text, re.S)[number]
+
+
+@pytest.mark.needs("otelcol/otelcol")
+def test_the_collector_takes_the_configuration_of_the_guide(tmp_path: Path) -> None:
+    written = guide(0).replace("/var/lib/otelcol/kafka", str(tmp_path))
+    (tmp_path / "collector.yaml").write_text(written)
+    command = [str(SERVICES / "otelcol" / "otelcol"), "validate", "--config", "collector.yaml"]
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env={"KAFKA_BROKERS": "127.0.0.1:9092"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_the_pipeline_takes_the_sources_of_the_guide(tmp_path: Path, number: int) -> None:
+    (tmp_path / "telemetry.yaml").write_text(guide(number))
+
+    (source,) = load_config(tmp_path / "telemetry.yaml").sources.values()
+    assert source.kind == "kafka"
 
 
 # -- into the warehouse --------------------------------------------------------------------
