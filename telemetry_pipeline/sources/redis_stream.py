@@ -121,7 +121,9 @@ class Stream:
     @property
     def read_before(self) -> int | None:
         """How many entries were ever added before the position; None when it cannot be told."""
-        if offset_of(self.deleted) > self.position.end:
+        if offset_of(self.last) < self.position.end:
+            return self.added
+        if self.deleted > (0, 0) and offset_of(self.deleted) >= self.position.end:
             return None
         if self.begins_at >= self.position.end:
             return self.removed
@@ -176,9 +178,11 @@ def _unread_removed_to(stream: Stream) -> int:
     deleted_to = offset_of(stream.deleted) + 1 if stream.deleted != (0, 0) else 0
     if deleted_to > stream.accounted_to:
         return max(deleted_to, stream.begins_at)
+    if stream.accounted_to < stream.position.seen_end <= stream.begins_at:
+        return stream.begins_at  # an entry that was seen and not read is gone
     if stream.removed == 0 or stream.begins_at <= stream.accounted_to:
         return 0
-    group, end = stream.group, stream.position.end
+    group, end = stream.group, stream.accounted_to
     if group is None or group.read is None or stream.removed > group.read:
         return stream.begins_at
     # A group that is ahead of the ledger counts what others read, unless it came with a stream
@@ -235,6 +239,7 @@ class RedisStreamSource:
         streams = self._survey(positions)
         for stream in streams:
             self._create_group(stream)
+            self._pass_over_lost(stream)
         unread = [(stream.unread, stream) for stream in streams if stream.unread]
         for _, stream in sorted(unread, key=lambda item: item[0]):
             is_history = not positions or stream.partition in self._new_to_us
@@ -551,6 +556,15 @@ class RedisStreamSource:
         last = id_of(end - 1) if end else (0, 0)
         self._set_group(stream.name, last, stream.read_before, create=True)
 
+    def _pass_over_lost(self, stream: Stream) -> None:
+        """Count what is recorded as lost as read: it is no lag, and what is lost later shows."""
+        start, group = stream.accounted_to, stream.group
+        if group is None or not stream.position.end < start <= stream.begins_at:
+            return
+        last = id_of(start - 1)
+        if group.last < last <= stream.last:
+            self._set_group(stream.name, last, stream.removed)
+
     def _advance_group(self, name: bytes, last: EntryId, read: int | None) -> None:
         with self._asking(), self._redis.pipeline(transaction=True) as pipeline:
             pipeline.xinfo_stream(name)
@@ -647,9 +661,11 @@ def _newest_epochs(positions: Positions) -> dict[str, tuple[int, Position]]:
 
 def _is_quiet(group: Group | None, position: Position) -> bool:
     """Whether nothing was added since the last entry claimed, which was acknowledged."""
-    if group is None or position.end == 0 or position.seen_end > position.end:
+    end = max(position.end, position.lost_end)
+    # Without its count, Redis gives a group of an emptied stream a lag of 0, whatever it missed.
+    if group is None or group.read is None or end == 0 or position.seen_end > end:
         return False
-    return group.last == id_of(position.end - 1) and group.lag == 0
+    return group.lag == 0 and group.last == id_of(end - 1)
 
 
 def _unread_entries(stream: Stream) -> int:
@@ -664,7 +680,8 @@ def _lost_between(past: Stream, now: Stream, offset: int) -> bool:
     """Whether entries from `offset` on may have been removed between two moments."""
     if now.deleted > past.deleted and offset_of(now.deleted) >= offset:
         return True
-    return now.removed > past.removed and now.begins_at > offset
+    is_another_stream = now.added < past.added
+    return now.begins_at > offset and (is_another_stream or now.removed > past.removed)
 
 
 def _range(first: EntryId, last: EntryId) -> tuple[bytes, bytes]:
