@@ -31,6 +31,7 @@ BATCH_SIZES = (10_000, 25_000, 100_000)
 _FLUSH_SECONDS = 5
 _CONNECTIONS = 4
 _TABLE = "otel.otel_logs"
+_SAY_SECONDS = 5
 #: No new row for this long after the last was sent: the rest is lost.
 _STALLED_SECONDS = 20
 
@@ -179,11 +180,13 @@ def _send(url: str, dataset: Dataset, records: int, say: Say) -> None:
     command += ["--connections", str(_CONNECTIONS)]
     sender = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
     said = ""
+    quiet_until = time.monotonic() + _SAY_SECONDS
     try:
         assert sender.stdout is not None
         for line in sender.stdout:
             said = line.strip()
-            if said.startswith("progress "):
+            if said.startswith("progress ") and time.monotonic() > quiet_until:
+                quiet_until = time.monotonic() + _SAY_SECONDS
                 taken = int(said.split()[1]) * dataset.request_records
                 say(f"  {taken:,} of {records:,} records taken by the receiver")
         sender.wait()
