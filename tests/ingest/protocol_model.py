@@ -395,6 +395,8 @@ class FakeEngine:
     erased: frozenset[int] = frozenset()
     tokens: set[tuple[object, ...]] = field(default_factory=set)
     running: list[Insert] = field(default_factory=list)
+    #: Of two batches with copies of one event, the one that gives its copies up.
+    yields: dict[tuple[int, int], int] = field(default_factory=dict)
 
     def is_new(self, *token: object) -> bool:
         """Whether an insert under this token lands; it is remembered from then on."""
@@ -631,6 +633,25 @@ class FakeLedger(Ledger):
                         if row[0] != batch_id or row[1] >= before_attempt
                     ]
 
+    def yield_copies(self, wanted: Slice, attempt: int, timezone: str) -> int:
+        engine, mine = self.engine, wanted.batch_id
+        numbers = {row.record.number for row in engine.events if row.batch_id == mine}
+        removed = 0
+        rivals = {row.batch_id for row in engine.events if row.record.number in numbers} - {mine}
+        for rival in sorted(rivals):
+            if engine.yields.setdefault((min(mine, rival), max(mine, rival)), mine) != mine:
+                continue
+            self.touch(wanted, attempt, "deleting", timezone)
+            theirs = {row.record.number for row in engine.events if row.batch_id == rival}
+            kept = [
+                row
+                for row in engine.events
+                if row.batch_id != mine or row.record.number not in theirs
+            ]
+            removed += len(engine.events) - len(kept)
+            engine.events = kept
+        return removed
+
     def record_loss(self, loss: Loss) -> None:
         if self.engine.is_new("loss", loss.slice, loss.reason):
             self.engine.losses.append(loss.slice)
@@ -694,6 +715,7 @@ class World(Protocol):
     def pass_window(self) -> None: ...
     def erase(self, user: int) -> None: ...
     def facts(self) -> Facts: ...
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -756,6 +778,9 @@ class FakeWorld:
 
     def ledger(self, loader: SteppedLoader, removes: int | None) -> Ledger:
         return self._design.ledger(self.engine, loader.source.name, removes)
+
+    def close(self) -> None:
+        pass
 
     def advance(self, seconds: int) -> None:
         self.engine.now_ms += seconds * 1000
@@ -850,7 +875,7 @@ class RealWorld:
         self,
         source: ModelSource,
         client: Client,
-        clients: Mapping[int, Client],
+        connect_anew: Callable[[], Client],
         make: Callable[[Client, ModelSource, str], Loader],
         contract_hashes: Mapping[str, str],
     ) -> None:
@@ -858,7 +883,8 @@ class RealWorld:
         self.workers: dict[int, Worker] = {}
         self.contract, self.key_id = CONTRACTS[0], KEY_IDS[0]
         self._client = client
-        self._clients = clients
+        self._connect_anew = connect_anew
+        self._sessions: list[Client] = []
         self._make = make
         self._contract_of = {hash_: name for name, hash_ in contract_hashes.items()}
         self._passed = 0
@@ -869,7 +895,10 @@ class RealWorld:
 
     def start(self, slot: int, *, cut: int, stray: int = 0) -> None:
         source = replace(self.source, cut=cut, stray=stray)
-        made = self._make(self._clients[slot], source, self.contract)
+        # A session of its own for each loader, as in production: its staging tables are nobody's.
+        session = self._connect_anew()
+        self._sessions.append(session)
+        made = self._make(session, source, self.contract)
         keys = replace(made.keys, pseudonym=_pseudonym_key(self.key_id))
 
         def work(worker: Worker) -> IngestReport:
@@ -877,6 +906,10 @@ class RealWorld:
             return RealLoader(**parts, worker=worker, world=self).run(max_bytes=2**40)
 
         self.workers[slot] = Worker(work)
+
+    def close(self) -> None:
+        for session in self._sessions:
+            session.close()
 
     def ledger(self, loader: SteppedLoader, removes: int | None) -> Ledger:
         client = loader.client

@@ -348,6 +348,21 @@ def test_a_batch_that_lacks_a_target_lands_anew(world: World, table: str) -> Non
     assert (("deleting", 2) in touched) == (table != EVENTS)
 
 
+def test_a_heal_outlives_the_merge_of_what_it_removed(world: World) -> None:
+    # The removed rows are of the earlier slice time, and the storage table keeps the earliest.
+    world.let_one_die(DiesAfterLanding)
+    world.client.command(
+        f"DELETE FROM {COUNTS} WHERE batch_id IN {world.batches}",
+        settings={"lightweight_deletes_sync": 2},
+    )
+    world.let_deadlines_pass()
+    world.run()
+
+    world.client.command(f"OPTIMIZE TABLE {EVENTS} FINAL")
+
+    assert_landed_once(world, attempt=2)
+
+
 def test_a_batch_that_lacks_one_partition_lands_anew(world: World) -> None:
     world.let_one_die(DiesAfterLanding)
     world.client.command(
