@@ -69,16 +69,15 @@ FIXED = {
     "enable.partition.eof": "true",
 }
 
-#: Errors after which trying again is useless.
+#: Errors after which trying again is useless. Not among them: a failed TLS handshake, which is also
+#: what a broker that stops looks like, and a group that may not be used, which only lag tools miss.
 REFUSALS = frozenset(
     {
         KafkaError._AUTHENTICATION,
-        KafkaError._SSL,
         KafkaError._FATAL,
         KafkaError.SASL_AUTHENTICATION_FAILED,
         KafkaError.TOPIC_AUTHORIZATION_FAILED,
         KafkaError.CLUSTER_AUTHORIZATION_FAILED,
-        KafkaError.GROUP_AUTHORIZATION_FAILED,
         KafkaError.UNSUPPORTED_VERSION,
         KafkaError._UNSUPPORTED_FEATURE,
     }
