@@ -40,11 +40,14 @@ def request_runs(context: dg.SensorEvaluationContext, kind: str) -> dg.SensorRes
     requests, reasons = [], []
     with closing(connect(project)) as client:
         for name in names:
+            history = run_history(context.instance, name)
+            if history.is_active:
+                reasons.append(f"{name}: {history.why_not_now(time.time())}")
+                continue
             ledger = Ledger(client, name)
             with closing(build_source(project, config, name)) as source:
                 waiting, unit = source.waiting(ledger.positions()), source.unit
             to_take_over = sum(left.may_be_taken_over for left in ledger.open_claims())
-            history = run_history(context.instance, name)
             # A run that failed after its insert left the marts behind: it must run again, too.
             if not waiting and not to_take_over and not history.failures:
                 reasons.append(f"{name}: nothing new")

@@ -82,6 +82,15 @@ class Landed:
     def is_empty(self) -> bool:
         return self.attempts == 0 and self.events == 0 and not self.dead_letters
 
+    def with_duplicates(self, records: int) -> Landed:
+        """The same after `records` accepted rows turned out to be copies and were removed."""
+        return replace(
+            self,
+            events=self.events - records,
+            accepted=self.accepted - records,
+            duplicates=self.duplicates + records,
+        )
+
     def as_found(self) -> Landed:
         """A torn batch, counted by the rows that are there, for when it cannot be replayed."""
         duplicates = self.duplicates if self.attempts <= 1 else 0
@@ -207,13 +216,8 @@ class Ledger:
     def touch(self, wanted: Slice, attempt: int, kind: str, timezone: str) -> None:
         """Note the days of a batch as settled (checked) or deleting (rows are about to go)."""
         self._insert(
-            "settle_touches.sql",
-            {
-                "batch_id": wanted.batch_id,
-                "attempt": attempt,
-                "kind": kind,
-                "timezone": timezone,
-            },
+            f"touch_{kind}.sql",
+            {"batch_id": wanted.batch_id, "attempt": attempt, "timezone": timezone},
             token=json.dumps(["touch", kind, wanted.batch_id, attempt]),
         )
 
@@ -257,6 +261,37 @@ class Ledger:
                 f"AND attempt < {before_attempt:d}",
                 settings={"lightweight_deletes_sync": 2},
             )
+
+    def yield_copies(self, wanted: Slice, attempt: int, timezone: str) -> int:
+        """Give up copies of events that another batch landed at the same moment; how many rows.
+
+        Neither lookup of duplicates saw the other's rows. Of two such batches at least one comes
+        here after both have landed, and the first that does gives up its own, so one copy stays.
+        """
+        removed = 0
+        landing_seconds = DEADLINE_SECONDS + INSERT_SECONDS + CLOCK_MARGIN_SECONDS
+        batch = {"batch_id": wanted.batch_id}
+        rivals = self._rows("rivals.sql", batch | {"landing_seconds": landing_seconds})
+        for rival in rivals:
+            pair = batch | {"rival_id": rival["batch_id"]}
+            self._insert(
+                "yield_copies.sql",
+                pair | {"decision_id": str(uuid.uuid4())},
+                token=json.dumps(["copies", *sorted(pair.values())]),
+            )
+            (decision,) = self._rows("yields.sql", pair)
+            if decision["yields_batch_id"] != wanted.batch_id:
+                continue
+            before = self._rows_of(wanted.batch_id)
+            self.touch(wanted, attempt, "deleting", timezone)
+            self._client.command(
+                read_statement("remove_copies.sql"), pair, settings={"lightweight_deletes_sync": 2}
+            )
+            removed += before - self._rows_of(wanted.batch_id)
+        return removed
+
+    def _rows_of(self, batch_id: int) -> int:
+        return self.landed(batch_id).events
 
     def record_loss(self, loss: Loss) -> None:
         wanted = loss.slice

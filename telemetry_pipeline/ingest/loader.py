@@ -26,7 +26,7 @@ from telemetry_pipeline.ingest.ledger import (
 )
 from telemetry_pipeline.ingest.staging import Staging
 from telemetry_pipeline.ingest.statements import Contract
-from telemetry_pipeline.sources.base import Loss, Slice, SliceData, Source
+from telemetry_pipeline.sources.base import Loss, Positions, Slice, SliceData, Source
 
 log = logging.getLogger(__name__)
 
@@ -142,18 +142,26 @@ class Loader:
         report = IngestReport()
         self._keep_contract()
         failed = self._finish_open_claims(report)
-        positions = self._ledger.positions()
-        self._ledger.note_reach(self.source.reach(positions), positions)
+        positions = self._note_reach()
         for loss in self.source.losses(positions):
             log.error("source %s: %s is lost: %s", loss.slice.source, loss.slice, loss.reason)
             self._ledger.record_loss(loss)
             report.lost_slices += 1
-        while self._load_new(report, max_bytes, on_slice):
-            pass
-        report.waiting = self.source.waiting(self._ledger.positions())
+        try:
+            while self._load_new(report, max_bytes, on_slice):
+                pass
+        finally:
+            # What is seen now and gone at the next look is then known to be lost.
+            positions = self._note_reach()
+        report.waiting = self.source.waiting(positions)
         if failed:
             raise IngestError(f"{len(failed)} slices stay open; the first: {failed[0]}")
         return report
+
+    def _note_reach(self) -> Positions:
+        positions = self._ledger.positions()
+        self._ledger.note_reach(self.source.reach(positions), positions)
+        return positions
 
     def _load_new(
         self,
@@ -176,6 +184,7 @@ class Loader:
                 on_slice(report)
             if report.bytes >= max_bytes:
                 break
+            del cut  # or its bytes would be held while the next are read
         return False
 
     def _claim(self, cut: SliceData, attempt: int) -> Claim | None:
@@ -192,8 +201,7 @@ class Loader:
                 f"{cut.slice}: received {received} records, landed {landed}; the slice stays open "
                 "and is taken over after its deadline"
             )
-        self._settle(claim.slice, claim.attempt, landed)
-        report.add(landed, len(cut.data))
+        report.add(self._settle(claim.slice, claim.attempt, landed), len(cut.data))
 
     @contextmanager
     def _staged(self, claim: Claim, cut: SliceData) -> Iterator[int]:
@@ -232,12 +240,18 @@ class Loader:
             },
         )
 
-    def _settle(self, wanted: Slice, attempt: int, landed: Landed) -> None:
+    def _settle(self, wanted: Slice, attempt: int, landed: Landed) -> Landed:
+        """Write a checked batch's result; gives what the result says."""
         # The days are touched again before the result: a mart built between the insert and this
         # line has read a batch that was not checked yet, and must count as stale.
+        removed = self._ledger.yield_copies(wanted, attempt, self.timezone)
+        if removed:
+            log.info("source %s: %s gave up %s raced copies", wanted.source, wanted, removed)
+            landed = landed.with_duplicates(removed)
         self._ledger.touch(wanted, attempt, "settled", self.timezone)
         self._ledger.finish(wanted, attempt, landed)
         self.source.acknowledge(wanted, landed.rejected)
+        return landed
 
     def _finish_open_claims(self, report: IngestReport) -> list[Exception]:
         """Take over what is due. A slice that fails again must not keep new ones waiting."""
@@ -256,8 +270,7 @@ class Loader:
         self._ledger.kill(query_id_of(left.slice.batch_id, left.attempt))
         landed = self._ledger.landed(left.slice.batch_id)
         if landed.is_whole and not landed.is_empty:
-            self._settle(left.slice, landed.attempt, landed)
-            report.add(landed, 0)
+            report.add(self._settle(left.slice, landed.attempt, landed), 0)
             report.recovered += 1
             return
         data = self.source.read_again(left.slice, self._ledger.positions())
@@ -285,9 +298,10 @@ class Loader:
         """The bytes are gone or changed: what landed is kept and counted, the rest is lost."""
         self._lose(left, report)
         if not landed.is_empty:
+            # A torn batch may have rows on days that no touch landed for.
+            self._ledger.touch(left.slice, left.attempt, "deleting", self.timezone)
             found = landed.as_found()
-            self._settle(left.slice, found.attempt or left.attempt, found)
-            report.add(found, 0)
+            report.add(self._settle(left.slice, found.attempt or left.attempt, found), 0)
 
     def _lose(self, left: OpenClaim, report: IngestReport) -> None:
         log.error("source %s: the bytes of %s are gone or changed", left.slice.source, left.slice)

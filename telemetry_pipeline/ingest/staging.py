@@ -30,6 +30,7 @@ _REQUEST_START = b'{"resourceLogs":['
 #: Parts of one line have numbers of their own from here on, in steps of this size.
 _RECORDS_A_PART = 1 << 20
 _MOST_PARTS = 15
+_TABLES = ("parsed", "stage", "repeats", "problems", "letters")
 #: A session that met this many shapes begins anew: somebody sends nothing but new ones.
 _MOST_SHAPES = 20_000
 
@@ -53,6 +54,7 @@ class Staging:
     spool: Path | None = None
     _salt: Salt = field(init=False)
     _shapes: set[int] = field(default_factory=set, init=False)
+    _filled: tuple[str, ...] = field(default=(), init=False)
     _is_ready: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
@@ -78,7 +80,6 @@ class Staging:
         lines = Lines.of(data, encoding)
         self._parse(lines)
         parameters = {**self.keys, "batch_id": batch_id, "slice_time_ms": slice_time_ms}
-        self._judge_shapes()
         self._run(self.contract.judge_sql(hashes_on_read=hashes_on_read), parameters)
         self._run(self.contract.repeats_sql, parameters)
         received, rejected = self._counts()
@@ -86,25 +87,29 @@ class Staging:
             self._run(self.contract.letters_sql, parameters)
         return Staged(received, rejected)
 
-    def clear(self) -> None:
-        """Let go of the slice."""
-        self._empty_tables()
-
     def _empty_tables(self) -> None:
         if not self._is_ready:
             for create in self.contract.create_tables:
                 self.client.command(create)
             self._is_ready = True
-        for table in ("parsed", "stage", "repeats", "problems", "letters"):
+        if len(self._shapes) > _MOST_SHAPES:
+            self.client.command("TRUNCATE TEMPORARY TABLE shapes")
+            self._shapes.clear()
+        for table in self._filled:
             self.client.command(f"TRUNCATE TEMPORARY TABLE {table}")
+        # Until it is known better: a slice that fails may leave rows in any of them.
+        self._filled = _TABLES
 
     def _parse(self, lines: Lines) -> None:
         if lines.encoding == "otlp_proto":
             self._parse_messages(lines)
         else:
             self._insert(self.contract.parse_sql(lines.encoding, self._salt), lines.data)
-        if self._count("SELECT uniqExact(bitShiftRight(position, 24)) FROM parsed") != lines.count:
+        lines_with_records, shapes = self._found()
+        if lines_with_records != lines.count:
             self._keep_problems(lines)
+            _, shapes = self._found()
+        self._judge_shapes(shapes)
 
     def _parse_messages(self, lines: Lines) -> None:
         """A message that is none would fail the whole slice: then they are looked at one by one."""
@@ -170,14 +175,16 @@ class Staging:
         )
         self._insert(sql, b"".join(text.replace(b"\n", b" ") + b"\n" for text in texts))
 
-    def _judge_shapes(self) -> None:
-        if len(self._shapes) > _MOST_SHAPES:
-            self.client.command("TRUNCATE TEMPORARY TABLE shapes")
-            self._shapes.clear()
-        found = self.client.query(
-            "SELECT shape, any(shape_text) FROM parsed "
-            "WHERE shape NOT IN (SELECT shape FROM shapes) GROUP BY shape"
+    def _found(self) -> tuple[int, Sequence[tuple[int, str]]]:
+        """How many lines have records, and the shapes that this session has not judged yet."""
+        ((lines, shapes),) = self.client.query(
+            "SELECT uniqExact(bitShiftRight(position, 24)), (SELECT groupArray((shape, text)) FROM "
+            "(SELECT shape, any(shape_text) AS text FROM parsed "
+            "WHERE shape NOT IN (SELECT shape FROM shapes) GROUP BY shape)) FROM parsed"
         ).result_rows
+        return lines, shapes
+
+    def _judge_shapes(self, found: Sequence[tuple[int, str]]) -> None:
         if not found:
             return
         rows = [self._shape_row(shape, text) for shape, text in found]
@@ -202,10 +209,12 @@ class Staging:
     def _counts(self) -> tuple[int, int]:
         """Records received, and those that become dead letters."""
         rejected = ", ".join(f"'{reason}'" for reason in REJECTED)
-        ((received, staged, conflicts, problems),) = self.client.query(
-            f"SELECT count(), countIf(reason IN ({rejected})), "
+        ((received, staged, repeats, conflicts, problems),) = self.client.query(
+            f"SELECT count(), countIf(reason IN ({rejected})), (SELECT count() FROM repeats), "
             "(SELECT countIf(is_conflict) FROM repeats), (SELECT count() FROM problems) FROM stage"
         ).result_rows
+        if not (staged or repeats or problems):
+            self._filled = ("parsed", "stage")
         if problems:
             self.client.command(
                 "INSERT INTO stage (position, reason) SELECT position, reason FROM problems"

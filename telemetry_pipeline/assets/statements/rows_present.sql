@@ -27,12 +27,29 @@ WITH
     (
         SELECT batch_id, sum(landed.records) AS records FROM landed GROUP BY batch_id
     ),
+    -- Copies that a batch gave up before its result: more landed than the result says.
+    yielded AS
+    (
+        SELECT touches.batch_id AS batch_id, sum(touches.records) - any(results.accepted) AS records
+        FROM ops.touches AS touches
+        INNER JOIN ops.slice_results AS results
+            ON touches.batch_id = results.batch_id AND touches.attempt = results.attempt
+        WHERE touches.kind = 'landed'
+            AND touches.batch_id IN (SELECT higher_batch_id FROM ops.raced_copies UNION ALL SELECT lower_batch_id FROM ops.raced_copies)
+        GROUP BY batch_id
+    ),
     removed AS
     (
-        SELECT batch_id, sum(ops.ledger_adjustments.records) AS records
-        FROM ops.ledger_adjustments
-        -- Dead letters have adjustments of their own.
-        WHERE kind NOT IN ('letters_purged', 'letters_erased')
+        SELECT batch_id, sum(part.records) AS records
+        FROM
+        (
+            SELECT batch_id, records
+            FROM ops.ledger_adjustments
+            -- Dead letters have adjustments of their own.
+            WHERE kind NOT IN ('letters_purged', 'letters_erased')
+            UNION ALL
+            SELECT batch_id, toUInt64(records) FROM yielded
+        ) AS part
         GROUP BY batch_id
     )
 SELECT

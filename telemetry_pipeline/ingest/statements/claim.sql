@@ -7,8 +7,7 @@ SELECT
     now64(3, 'UTC'),
     now64(3, 'UTC') + toIntervalSecond({deadline_seconds:UInt32}),
     {contract_hash:String}, {statement_hash:String}, {pseudonym_key_id:String},
-    (SELECT max(epoch) FROM privacy.epoch_changes WHERE kind = 'erasure'),
-    (SELECT max(epoch) FROM privacy.epoch_changes WHERE kind = 'consent'),
-    (SELECT max(epoch) FROM privacy.epoch_changes WHERE kind = 'edge_link'),
+    maxIf(epoch, kind = 'erasure'), maxIf(epoch, kind = 'consent'), maxIf(epoch, kind = 'edge_link'),
     {bytes_sha256:String}, {tail_sha256:String},
     now64(6, 'UTC')
+FROM privacy.epoch_changes

@@ -1,5 +1,0 @@
--- The days of a batch, once it is checked: a build that read before this line is stale.
-INSERT INTO ops.touches (day, batch_id, attempt, kind, touched_at)
-SELECT DISTINCT toDate(occurred_at, {timezone:String}), batch_id, {attempt:UInt16}, {kind:String}, now64(3, 'UTC')
-FROM raw.product_telemetry_events_storage
-WHERE batch_id = {batch_id:UInt64}
