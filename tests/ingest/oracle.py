@@ -8,7 +8,7 @@ attributes that are at fault) or takes the reading that these lines state:
 
 - An attribute with an empty key is no attribute (OTLP forbids it).
 - The name in otel.event.name counts even if it is empty: then there is no event.
-- A name that is no text is not in the catalogue.
+- A name that is no text is not in the catalogue; one of no bytes is empty.
 - A UUID without its dashes, or in capitals, is the same UUID.
 - Times count in whole milliseconds; what is claimed to be after 2299 is claimed for its end.
 - A column is filled by the first of its attributes that is present, also where that one is raw.
@@ -463,7 +463,9 @@ def _name(record: LogRecord, values: dict[str, Value]) -> str | None:
     if record.event_name:
         return record.event_name
     named = next((values[key] for key in NAME_KEYS if key in values), None)
-    return named.text if named else ""
+    if named is None or named.value == b"":
+        return ""
+    return named.text
 
 
 def _times(record: LogRecord, slice_time_ms: int) -> tuple[int | None, int]:
