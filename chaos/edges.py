@@ -11,7 +11,7 @@ from typing import Any, Literal
 from telemetry_pipeline.errors import TelemetryError
 
 When = Literal["before", "during", "after"]
-Needs = Literal["", "open", "torn"]
+Needs = Literal["", "open", "torn", "raced"]
 #: (positional arguments without self, keyword arguments, result or None) -> does it count?
 Applies = Callable[[tuple[Any, ...], Mapping[str, Any], Any], bool]
 
@@ -25,6 +25,10 @@ def _always(args: tuple[Any, ...], named: Mapping[str, Any], result: Any) -> boo
 
 def _owned(args: tuple[Any, ...], named: Mapping[str, Any], result: Any) -> bool:
     return result is not None
+
+
+def _some(args: tuple[Any, ...], named: Mapping[str, Any], result: Any) -> bool:
+    return bool(result)
 
 
 def _taken_over(args: tuple[Any, ...], named: Mapping[str, Any], result: Any) -> bool:
@@ -44,7 +48,8 @@ class Edge:
     """A place at which a worker can be struck: before, during or after one method of ingest.
 
     `needs`: passed only by a run that takes over a claim that is open, or a batch that is torn:
-    one of which some targets hold rows and others do not.
+    one of which some targets hold rows and others do not; or when two sources land copies of the
+    same events at the same moment.
     """
 
     name: str
@@ -71,10 +76,18 @@ EDGES = (
     Edge("after the deleting touch", LEDGER, "touch", "after", _kind("deleting"), "torn"),
     Edge("during the removal", LEDGER, "remove", "during", _always, "torn"),
     Edge("after the removal", LEDGER, "remove", "after", _always, "torn"),
+    Edge("before copies are given up", LEDGER, "touch", "before", _kind("deleting"), "raced"),
+    Edge("after copies were given up", LEDGER, "yield_copies", "after", _some, "raced"),
 )
 #: Not a place but a moment: the warehouse dies when the first target of an insert has its rows
 #: and the others, most often, have not.
 TEAR = Edge("between the targets of the insert", LOADER, "_land", "during")
+
+
+def edges_for(sources: int) -> tuple[Edge, ...]:
+    """The edges that can be met with so many sources: it takes two of them to race."""
+    return tuple(edge for edge in EDGES if edge.needs != "raced" or sources > 1)
+
 
 BY_NAME = {edge.name: edge for edge in (*EDGES, TEAR)}
 

@@ -43,6 +43,17 @@ class Emitter(threading.Thread):
             self._ordered += events
             self._changed.notify()
 
+    def race(self, events: int, other: Emitter) -> None:
+        """Write new events to both sinks at the same time."""
+
+        def write() -> None:
+            for _ in range(0, events, BATCH):
+                batch = self._stream.take(BATCH)
+                other.order_shared(batch)
+                self._write(batch)
+
+        self._order(write)
+
     def order_shared(self, batch: Sequence[Event]) -> None:
         """Deliver what another sink gets at this moment, too."""
         self._order(lambda: self._write(batch))

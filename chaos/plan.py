@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Literal
 
-from chaos.edges import EDGES, TEAR, Edge
+from chaos.edges import TEAR, Edge, edges_for
 
 Target = Literal["worker", "warehouse", "broker"]
 How = Literal["kill", "stop"]
@@ -43,7 +43,9 @@ class Plan:
         self._kills = kills
         self._sources = list(sources)
         self._with_service = list(with_service)
-        self._edges: list[tuple[Edge, How]] = [(edge, how) for edge in EDGES for how in HOWS]
+        self._edges: list[tuple[Edge, How]] = [
+            (edge, how) for edge in edges_for(len(sources)) for how in HOWS
+        ]
         self._edges.append((TEAR, "kill"))
         self._rng.shuffle(self._edges)
         self._has_room = self._left_to_meet() < kills / 2

@@ -14,7 +14,7 @@ from chaos import limits
 from chaos.accounting import Stored, Struck, Verdict, count_mid_slice, is_torn, judge, read_stored
 from chaos.book import Book
 from chaos.control import check_control
-from chaos.edges import BY_NAME, EDGES, TEAR
+from chaos.edges import BY_NAME, TEAR, Needs, edges_for
 from chaos.emitter import Emitter
 from chaos.events import EventStream
 from chaos.plan import HOWS, Plan, Strike
@@ -29,11 +29,18 @@ BURST_EVENTS = 4_000
 #: A paused worker wakes up this long after its claim may have been taken over.
 LATE_SECONDS = (1.5, 4.0)
 EDGE_PATIENCE = 30.0
-#: What is left open is taken over by the first run after the grace.
-TAKE_OVER_PATIENCE = limits.GRACE_SECONDS + 12.0
+#: By what an edge needs. What is left open is taken over by the first run after the grace.
+PATIENCE: dict[Needs, float] = {
+    "": EDGE_PATIENCE,
+    "open": limits.GRACE_SECONDS + 12.0,
+    "torn": limits.GRACE_SECONDS + 12.0,
+    "raced": 8.0,
+}
 SETTLE_PATIENCE = 150.0
 #: Tries to tear a batch: a busy machine may be too slow to hit the moment.
 TEARS = 4
+#: Tries to let two workers land the same events at once, and this one give up its copies.
+RACES = 6
 
 
 class NotSettled(Exception):
@@ -150,6 +157,8 @@ class Run:
         if strike.edge is not None and strike.edge.needs == "open":
             first = replace(strike, how="kill", edge=BY_NAME["after staging"])
             return self._strike_at_edge(first) and self._strike_at_edge(strike)
+        if strike.edge is not None and strike.edge.needs == "raced":
+            return any(self._strike_at_edge(strike) for _ in range(RACES))
         if strike.edge is not None:
             return self._strike_at_edge(strike)
         return self._strike_at_random(strike)
@@ -158,8 +167,11 @@ class Run:
         assert strike.edge is not None
         worker = self._workers[strike.source]
         worker.arm(strike.edge.name, countdown=strike.countdown, delay=strike.delay, how=strike.how)
-        self._burst(strike.source)
-        patience = TAKE_OVER_PATIENCE if strike.edge.needs else EDGE_PATIENCE
+        patience = PATIENCE[strike.edge.needs]
+        if strike.edge.needs == "raced":
+            self._race(strike.source)
+        else:
+            self._burst(strike.source)
         if not worker.wait_for_strike(patience):
             worker.disarm()
             self._say(f"not met: {strike}")
@@ -278,6 +290,11 @@ class Run:
     def _burst(self, source: str) -> None:
         self._emitters[source].burst(BURST_EVENTS)
 
+    def _race(self, source: str) -> None:
+        """The same events to this source and to another, at the same time."""
+        others = [emitter for name, emitter in self._emitters.items() if name != source]
+        self._emitters[source].race(BURST_EVENTS, self._rng.choice(others))
+
     def _sink(self, name: str) -> Sink:
         return next(sink for sink in self.sinks if sink.name == name)
 
@@ -386,7 +403,7 @@ class Run:
         }
 
     def _edges_missed(self) -> list[str]:
-        wanted = [(edge.name, how) for edge in EDGES for how in HOWS]
+        wanted = [(edge.name, how) for edge in edges_for(len(self.sinks)) for how in HOWS]
         wanted.append((TEAR.name, "kill"))
         return [f"{name} ({how})" for name, how in wanted if not self._met[name, how]]
 

@@ -51,7 +51,7 @@ def main() -> None:
         except Exception as error:
             # Whatever it was: a run that failed is followed by another, as the sensor does it.
             kind = f"{type(error).__module__}.{type(error).__name__}"
-            say("failed", kind=kind, text=str(error)[:600])
+            say("failed", kind=kind, text=str(error)[:4000])
             ended.wait(_PAUSE_FAILED)
             continue
         say("ran", slices=report.slices, recovered=report.recovered, waiting=report.waiting)

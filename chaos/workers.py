@@ -35,6 +35,7 @@ class Worker:
         self.source = source
         self.said = Said()
         self._changed = threading.Condition()
+        self._diary = log.with_name(f"{source}-{serial}.said")
         with log.open("ab") as errors:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "chaos.worker", source, str(serial)],
@@ -136,6 +137,9 @@ class Worker:
     def _read(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
+            # For whoever looks into a run that failed.
+            with self._diary.open("ab") as diary:
+                diary.write(line)
             said = json.loads(line)
             with self._changed:
                 self._take(said)

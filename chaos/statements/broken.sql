@@ -32,6 +32,11 @@ WITH
         SELECT batch_id, attempt, sum(touches.records) AS records
         FROM ops.touches WHERE kind = 'landed' GROUP BY batch_id, attempt
     ),
+    -- Batches that gave up copies before their result: more of their rows landed than it says.
+    yielding AS
+    (
+        SELECT DISTINCT yields_batch_id AS batch_id FROM ops.raced_copies
+    ),
     all_batches AS
     (
         SELECT batch_id FROM results
@@ -42,7 +47,9 @@ WITH
     joined AS
     (
         SELECT
-            results.*,
+            all_batches.batch_id AS batch_id, results.attempt AS attempt, written, results.received AS received,
+            results.accepted AS accepted, results.duplicates AS duplicates, results.rejected AS rejected,
+            results.dropped AS dropped,
             removed.records AS removed_records,
             present.records AS present_records,
             letters.records AS letter_records,
@@ -63,7 +70,10 @@ WITH
             sum(abs(toInt64(present_records) - (toInt64(accepted) - toInt64(removed_records)))) AS rows_of_batches,
             sum(abs(toInt64(letter_records) - toInt64(rejected))) AS dead_letters_of_batches,
             sum(abs(toInt64(count_records) - toInt64(received))) AS counts_of_batches,
-            sum(abs(toInt64(touched_records) - toInt64(accepted))) AS touches_of_batches,
+            sum(if(
+                batch_id IN (yielding) AND touched_records >= accepted AND touched_records <= accepted + duplicates,
+                0, abs(toInt64(touched_records) - toInt64(accepted))
+            )) AS touches_of_batches,
             sum(greatest(written, 1) - 1) AS second_results
         FROM joined
     )
