@@ -41,7 +41,7 @@ from telemetry_pipeline.paths import Project
 from telemetry_pipeline.sources.base import Encoding
 
 POLICY = Policy.read(REPOSITORY)
-EXAMPLES = int(os.environ.get("DIFFERENTIAL_EXAMPLES", "50"))
+EXAMPLES = int(os.environ.get("DIFFERENTIAL_EXAMPLES", "20"))
 WRITERS = {"otlp_json": as_json, "otlp_proto": as_protobuf}
 ENCODINGS: list[Encoding] = ["otlp_json", "otlp_proto"]
 ERASED = {
