@@ -221,8 +221,9 @@ class Ledger:
             token=json.dumps(["touch", kind, wanted.batch_id, attempt]),
         )
 
-    def finish(self, wanted: Slice, attempt: int, landed: Landed) -> None:
-        """Write the result of a checked batch."""
+    def finish(self, wanted: Slice, attempt: int, landed: Landed, *, deadline_ms: int = 0) -> None:
+        """Write the result of a checked batch; nothing where it has one. Raises DatabaseError when
+        rows are missing that nobody gave up, and past the deadline (warehouse clock)."""
         self._insert(
             "result.sql",
             {
@@ -241,8 +242,9 @@ class Ledger:
                 "dropped_reasons": list(landed.dropped),
                 "dropped_records": list(landed.dropped.values()),
                 "unknown_attributes": landed.unknown_attributes,
+                "deadline_ms": deadline_ms,
             },
-            token=json.dumps(["result", wanted.batch_id, attempt]),
+            token=json.dumps(["result", wanted.batch_id]),
         )
 
     def remove(self, batch_id: int, before_attempt: int) -> None:
@@ -269,41 +271,51 @@ class Ledger:
         here after both have landed, and the first that does gives up its own, so one copy stays.
         """
         removed = 0
+        me = (wanted.batch_id, attempt)
         landing_seconds = DEADLINE_SECONDS + INSERT_SECONDS + CLOCK_MARGIN_SECONDS
         batch = {"batch_id": wanted.batch_id}
         rivals = self._rows("rivals.sql", batch | {"landing_seconds": landing_seconds})
         for rival in rivals:
-            pair = batch | {"rival_id": rival["batch_id"]}
-            self._insert(
-                "yield_copies.sql",
-                pair | {"decision_id": str(uuid.uuid4())},
-                token=json.dumps(["copies", *sorted(pair.values())]),
-            )
-            (decision,) = self._rows("yields.sql", pair)
-            if decision["yields_batch_id"] != wanted.batch_id:
+            # A rival with a result gives nothing up any more.
+            if (
+                not self._decide(me, (rival["batch_id"], rival["attempt"]))
+                and not rival["is_settled"]
+            ):
                 continue
-            before = self._rows_of(wanted.batch_id)
+            before = self.landed(wanted.batch_id).events
             self.touch(wanted, attempt, "deleting", timezone)
             self._client.command(
-                read_statement("remove_copies.sql"), pair, settings={"lightweight_deletes_sync": 2}
+                read_statement("remove_copies.sql"),
+                batch | {"attempt": attempt, "rival_id": rival["batch_id"]},
+                settings={"lightweight_deletes_sync": 2},
             )
-            removed += before - self._rows_of(wanted.batch_id)
+            removed += before - self.landed(wanted.batch_id).events
         return removed
 
-    def _rows_of(self, batch_id: int) -> int:
-        return self.landed(batch_id).events
+    def _decide(self, me: tuple[int, int], rival: tuple[int, int]) -> bool:
+        """Whether this (batch, attempt) gives its copies up: the first to offer does."""
+        lower, higher = sorted((me, rival))
+        pair = {
+            "lower_batch_id": lower[0],
+            "lower_attempt": lower[1],
+            "higher_batch_id": higher[0],
+            "higher_attempt": higher[1],
+        }
+        self._insert(
+            "yield_copies.sql",
+            pair | {"batch_id": me[0], "decision_id": str(uuid.uuid4())},
+            token=json.dumps(["copies", *pair.values()]),
+        )
+        (decision,) = self._rows("yields.sql", pair)
+        return bool(decision["yields_batch_id"] == me[0])
 
-    def record_loss(self, loss: Loss) -> None:
-        wanted = loss.slice
-        self._client.command(
-            "INSERT INTO ops.source_losses SELECT {source:String}, {partition:String}, "
-            "{epoch:UInt32}, {start:UInt64}, {end:UInt64}, {reason:String}, now64(6, 'UTC')",
-            parameters=vars(wanted) | {"reason": loss.reason},
-            settings={
-                "insert_deduplication_token": json.dumps(
-                    ["loss", *vars(wanted).values(), loss.reason]
-                )
-            },
+    def record_loss(self, loss: Loss, *, deadline_ms: int = 0) -> None:
+        """Record a range as lost, once. Raises DatabaseError past the deadline."""
+        wanted = vars(loss.slice)
+        self._insert(
+            "record_loss.sql",
+            wanted | {"reason": loss.reason, "deadline_ms": deadline_ms},
+            token=json.dumps(["loss", *wanted.values(), loss.reason]),
         )
 
     def kill(self, query_id: str) -> None:

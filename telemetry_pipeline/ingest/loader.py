@@ -240,18 +240,19 @@ class Loader:
             },
         )
 
-    def _settle(self, wanted: Slice, attempt: int, landed: Landed) -> Landed:
+    def _settle(
+        self, wanted: Slice, attempt: int, landed: Landed, *, deadline_ms: int = 0
+    ) -> Landed:
         """Write a checked batch's result; gives what the result says."""
         # The days are touched again before the result: a mart built between the insert and this
         # line has read a batch that was not checked yet, and must count as stale.
         removed = self._ledger.yield_copies(wanted, attempt, self.timezone)
         if removed:
             log.info("source %s: %s gave up %s raced copies", wanted.source, wanted, removed)
-            landed = landed.with_duplicates(removed)
         self._ledger.touch(wanted, attempt, "settled", self.timezone)
-        self._ledger.finish(wanted, attempt, landed)
+        self._ledger.finish(wanted, attempt, landed, deadline_ms=deadline_ms)
         self.source.acknowledge(wanted, landed.rejected)
-        return landed
+        return landed.with_duplicates(removed)
 
     def _finish_open_claims(self, report: IngestReport) -> list[Exception]:
         """Take over what is due. A slice that fails again must not keep new ones waiting."""
@@ -260,7 +261,7 @@ class Loader:
             if left.may_be_taken_over:
                 try:
                     self._take_over(left, report)
-                except (IngestError, DatabaseError) as error:
+                except (TelemetryError, DatabaseError) as error:
                     log.error("source %s: %s failed again", left.slice.source, left.slice)
                     failed.append(error)
         return failed
@@ -269,12 +270,10 @@ class Loader:
         """Bring a slice whose owner is gone to its end: count first, then heal if need be."""
         self._ledger.kill(query_id_of(left.slice.batch_id, left.attempt))
         landed = self._ledger.landed(left.slice.batch_id)
-        if landed.is_whole and not landed.is_empty:
-            report.add(self._settle(left.slice, landed.attempt, landed), 0)
-            report.recovered += 1
-            return
-        data = self.source.read_again(left.slice, self._ledger.positions())
-        # Whoever owns the next attempt heals or gives up; nobody else may remove a row.
+        is_there = landed.is_whole and not landed.is_empty
+        # Before the claim: what cannot be looked at now must not use up an attempt.
+        data = None if is_there else self.source.read_again(left.slice, self._ledger.positions())
+        # Whoever owns the next attempt settles, heals or gives up; nobody else may remove a row.
         claim = self._ledger.claim(
             left.slice,
             left.attempt + 1,
@@ -284,9 +283,13 @@ class Loader:
         )
         if claim is None:
             return
+        if is_there:
+            report.add(self._settle(left.slice, landed.attempt, landed), 0)
+            report.recovered += 1
+            return
         again = SliceData(left.slice, data or b"", left.tail_sha256)
         if data is None or again.sha256 != left.bytes_sha256:
-            self._give_up(left, landed, report)
+            self._give_up(claim, landed, report)
             return
         if not landed.is_empty:
             self._ledger.touch(left.slice, claim.attempt, "deleting", self.timezone)
@@ -294,19 +297,21 @@ class Loader:
         self._load(claim, again, report)
         report.recovered += 1
 
-    def _give_up(self, left: OpenClaim, landed: Landed, report: IngestReport) -> None:
-        """The bytes are gone or changed: what landed is kept and counted, the rest is lost."""
-        self._lose(left, report)
-        if not landed.is_empty:
-            # A torn batch may have rows on days that no touch landed for.
-            self._ledger.touch(left.slice, left.attempt, "deleting", self.timezone)
-            found = landed.as_found()
-            report.add(self._settle(left.slice, found.attempt or left.attempt, found), 0)
+    def _give_up(self, claim: Claim, landed: Landed, report: IngestReport) -> None:
+        """The bytes are gone or changed: what landed is kept and counted, the rest is lost.
 
-    def _lose(self, left: OpenClaim, report: IngestReport) -> None:
-        log.error("source %s: the bytes of %s are gone or changed", left.slice.source, left.slice)
-        self._ledger.record_loss(Loss(left.slice, "bytes_gone"))
+        Only before the claim's deadline: whoever owns the next one may have found them again.
+        """
+        wanted = claim.slice
+        log.error("source %s: the bytes of %s are gone or changed", wanted.source, wanted)
+        self._ledger.record_loss(Loss(wanted, "bytes_gone"), deadline_ms=claim.deadline_ms)
         report.lost_slices += 1
+        # A torn batch may have rows on days that no touch landed for.
+        self._ledger.touch(wanted, claim.attempt, "deleting", self.timezone)
+        found = landed.as_found()
+        attempt = found.attempt or claim.attempt
+        settled = self._settle(wanted, attempt, found, deadline_ms=claim.deadline_ms)
+        report.add(settled, 0)
 
     def _keep_contract(self) -> None:
         self.client.command(

@@ -54,7 +54,8 @@ class Staging:
     spool: Path | None = None
     _salt: Salt = field(init=False)
     _shapes: set[int] = field(default_factory=set, init=False)
-    _filled: tuple[str, ...] = field(default=(), init=False)
+    #: Whoever had the session before may have left rows.
+    _filled: tuple[str, ...] = field(default=_TABLES, init=False)
     _is_ready: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:

@@ -14,7 +14,5 @@ FROM
     LIMIT 1 BY partition, epoch, start_offset, attempt
 )
 WHERE batch_id NOT IN (SELECT batch_id FROM ops.slice_results WHERE source = {source:String})
-    AND (source, partition, epoch, start_offset, end_offset) NOT IN
-        (SELECT source, partition, epoch, start_offset, end_offset FROM ops.source_losses)
 ORDER BY partition, epoch, start_offset, attempt DESC
 LIMIT 1 BY partition, epoch, start_offset

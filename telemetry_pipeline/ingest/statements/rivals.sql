@@ -1,7 +1,9 @@
 -- Batches that hold copies of this batch's events and landed too late for this one to see them:
 -- claimed while it might still land, and not finished before it was claimed.
 WITH (SELECT min(claimed_at) FROM ops.slice_intents WHERE batch_id = {batch_id:UInt64}) AS first_claimed_at
-SELECT DISTINCT batch_id
+SELECT
+    batch_id, attempt,
+    batch_id IN (SELECT batch_id FROM ops.slice_results) AS is_settled
 FROM raw.product_telemetry_events_storage
 WHERE batch_id IN
 (
@@ -19,4 +21,5 @@ WHERE batch_id IN
         FROM raw.product_telemetry_events_storage
         WHERE batch_id = {batch_id:UInt64}
     )
-ORDER BY batch_id
+GROUP BY batch_id, attempt
+ORDER BY batch_id, attempt
