@@ -7,12 +7,14 @@ from contextlib import closing
 from dataclasses import dataclass
 
 import dagster as dg
+from clickhouse_connect.driver.client import Client
 
 from telemetry_pipeline.assets.jobs import SOURCE_TAG
-from telemetry_pipeline.config import load_config
+from telemetry_pipeline.config import Config, load_config
+from telemetry_pipeline.errors import TelemetryError
 from telemetry_pipeline.ingest.ledger import Ledger
 from telemetry_pipeline.ingest.run import build_source
-from telemetry_pipeline.paths import find_project
+from telemetry_pipeline.paths import Project, find_project
 from telemetry_pipeline.warehouse.client import connect
 
 ACTIVE = [
@@ -40,28 +42,40 @@ def request_runs(context: dg.SensorEvaluationContext, kind: str) -> dg.SensorRes
     requests, reasons = [], []
     with closing(connect(project)) as client:
         for name in names:
-            history = run_history(context.instance, name)
-            if history.is_active:
-                reasons.append(f"{name}: {history.why_not_now(time.time())}")
-                continue
-            ledger = Ledger(client, name)
-            with closing(build_source(project, config, name)) as source:
-                waiting, unit = source.waiting(ledger.positions()), source.unit
-            to_take_over = sum(left.may_be_taken_over for left in ledger.open_claims())
-            # A run that failed after its insert left the marts behind: it must run again, too.
-            if not waiting and not to_take_over and not history.failures:
-                reasons.append(f"{name}: nothing new")
-            elif (held_back := history.why_not_now(time.time())) is not None:
-                reasons.append(f"{name}: {held_back}")
+            try:
+                request = _request_run(context.instance, project, config, client, name)
+            except TelemetryError as error:
+                # One source that cannot be looked at must not keep the others waiting.
+                context.log.error(f"{name}: {error}")
+                request = str(error)
+            if isinstance(request, str):
+                reasons.append(f"{name}: {request}")
             else:
-                requests.append(
-                    dg.RunRequest(
-                        run_config={"ops": {"ingest": {"config": {"source": name}}}},
-                        tags={SOURCE_TAG: name, "telemetry/waiting": f"{waiting} {unit}"},
-                    )
-                )
+                requests.append(request)
     skipped = None if requests else dg.SkipReason("; ".join(reasons))
     return dg.SensorResult(run_requests=requests, skip_reason=skipped)
+
+
+def _request_run(
+    instance: dg.DagsterInstance, project: Project, config: Config, client: Client, name: str
+) -> dg.RunRequest | str:
+    """A run for one source, or why it gets none now."""
+    history = run_history(instance, name)
+    if history.is_active:
+        return "a run is under way"
+    ledger = Ledger(client, name)
+    with closing(build_source(project, config, name)) as source:
+        waiting, unit = source.waiting(ledger.positions()), source.unit
+    to_take_over = sum(left.may_be_taken_over for left in ledger.open_claims())
+    # A run that failed after its insert left the marts behind: it must run again, too.
+    if not waiting and not to_take_over and not history.failures:
+        return "nothing new"
+    if (held_back := history.why_not_now(time.time())) is not None:
+        return held_back
+    return dg.RunRequest(
+        run_config={"ops": {"ingest": {"config": {"source": name}}}},
+        tags={SOURCE_TAG: name, "telemetry/waiting": f"{waiting} {unit}"},
+    )
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from clickhouse_connect.driver.exceptions import DatabaseError
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
+from telemetry_pipeline.errors import TelemetryError
 from telemetry_pipeline.ingest.reasons import REJECTED
 from telemetry_pipeline.ingest.shapes import COLUMNS
 from telemetry_pipeline.ingest.statements import Contract, Numbering, Salt, statement
@@ -31,8 +32,14 @@ _REQUEST_START = b'{"resourceLogs":['
 _RECORDS_A_PART = 1 << 20
 _MOST_PARTS = 15
 _TABLES = ("parsed", "stage", "repeats", "problems", "letters")
+#: Of messages that Python's parser refuses, so many are shown to the engine one by one.
+_MOST_DOUBTFUL = 200
 #: A session that met this many shapes begins anew: somebody sends nothing but new ones.
 _MOST_SHAPES = 20_000
+
+
+class StagingError(TelemetryError):
+    """A slice's records are not in the session's tables as they should be."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +87,12 @@ class Staging:
         self._empty_tables()
         lines = Lines.of(data, encoding)
         self._parse(lines)
-        parameters = {**self.keys, "batch_id": batch_id, "slice_time_ms": slice_time_ms}
+        parameters = {
+            **self.keys,
+            "batch_id": batch_id,
+            "slice_time_ms": slice_time_ms,
+            "is_binary": int(encoding == "otlp_proto"),
+        }
         self._run(self.contract.judge_sql(hashes_on_read=hashes_on_read), parameters)
         self._run(self.contract.repeats_sql, parameters)
         received, rejected = self._counts()
@@ -119,8 +131,14 @@ class Staging:
         except DatabaseError as error:
             if not _is_parse_error(error):
                 raise
-            good = [number for number, line in lines.numbered() if _is_request(line)]
-            self._parse_again(lines, good)
+            numbered = list(lines.numbered())
+            good = {number for number, line in numbered if _is_request(line)}
+            self._parse_again(lines, sorted(good))
+            # The engine takes some that Python's parser does not, such as text that is no UTF-8:
+            # a message's fate must not depend on its neighbours.
+            doubtful = [number for number, _ in numbered if number not in good]
+            for number in doubtful[:_MOST_DOUBTFUL]:
+                self._parse_again(lines, [number])
 
     def _parse_again(self, lines: Lines, numbers: Sequence[int]) -> None:
         """Parse these messages; those that the engine refuses nevertheless are left out."""
@@ -210,10 +228,14 @@ class Staging:
     def _counts(self) -> tuple[int, int]:
         """Records received, and those that become dead letters."""
         rejected = ", ".join(f"'{reason}'" for reason in REJECTED)
-        ((received, staged, repeats, conflicts, problems),) = self.client.query(
-            f"SELECT count(), countIf(reason IN ({rejected})), (SELECT count() FROM repeats), "
-            "(SELECT countIf(is_conflict) FROM repeats), (SELECT count() FROM problems) FROM stage"
+        ((received, places, staged, repeats, conflicts, problems),) = self.client.query(
+            f"SELECT count(), uniqExact(position), countIf(reason IN ({rejected})), "
+            "(SELECT count() FROM repeats), (SELECT countIf(is_conflict) FROM repeats), (SELECT count() FROM problems) FROM stage"
         ).result_rows
+        if received != places:
+            # A statement of this session ran twice: a client may repeat a request whose answer
+            # was lost. Nothing has landed yet; the slice is staged anew by whoever takes it over.
+            raise StagingError("records were staged twice")
         if not (staged or repeats or problems):
             self._filled = ("parsed", "stage")
         if problems:

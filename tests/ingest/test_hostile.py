@@ -715,9 +715,6 @@ def test_the_good_records_between_attacks_all_land(landed: Landed, name: str) ->
     assert outcome.unknown_attributes == sum(attack.unknown for attack in crowd)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="beside a message that cannot be parsed, a stricter parser looks at it"
-)
 @pytest.mark.parametrize(
     "name", [name for name, attack in ATTACKS.items() if attack.depends_on_neighbours]
 )

@@ -56,7 +56,8 @@ WITH
                                 kind = 'boolValue' AND text IN ('true', 'false'), text,
                                 kind IN ('arrayValue', 'kvlistValue') AND isValidJSON(text), text,
                                 -- Protobuf's own bytes have no other place in JSON.
-                                kind IN ('arrayValue', 'kvlistValue', 'bytesValue'), toJSONString(base64Encode(text)),
+                                kind IN ('arrayValue', 'kvlistValue', 'bytesValue') AND {is_binary:UInt8},
+                                    toJSONString(base64Encode(text)),
                                 toJSONString(text)
                             ),
                             '}}'

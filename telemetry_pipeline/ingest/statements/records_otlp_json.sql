@@ -10,12 +10,17 @@
             -- The name of each record's service, beside the records: a lambda that made pairs of
             -- them would copy the whole resource for every record.
             arrayFlatten(arrayMap(
-                (keys, values, in_scopes) -> arrayWithConstant(
+                (attributes, in_scopes) -> arrayWithConstant(
                     arraySum(arrayMap(in_scope -> length(in_scope), in_scopes)),
-                    ifNull(mapValues(values[indexOf(keys, 'service.name')])[1], '')
+                    ifNull(
+                        arrayFirst(
+                            attribute -> attribute.1 = 'service.name' AND isNotNull(mapValues(attribute.2)[1]),
+                            attributes
+                        ).2['stringValue'],
+                        ''
+                    )
                 ),
-                resource_logs.resource.attributes.key,
-                resource_logs.resource.attributes.value,
+                resource_logs.resource.attributes,
                 nested_records
             )) AS line_services
         FROM input('line String')

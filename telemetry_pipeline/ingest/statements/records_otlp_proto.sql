@@ -7,12 +7,21 @@
             resourceLogs.scopeLogs.logRecords AS nested_records,
             arrayFlatten(nested_records) AS line_records,
             arrayFlatten(arrayMap(
-                (keys, values, in_scopes) -> arrayWithConstant(
+                (attributes, in_scopes) -> arrayWithConstant(
                     arraySum(arrayMap(in_scope -> length(in_scope), in_scopes)),
-                    ifNull((values.stringValue)[indexOf(keys, 'service.name')], '')
+                    ifNull(
+                        arrayFirst(
+                            attribute -> attribute.1 = 'service.name'
+                                AND isNotNull(coalesce(
+                                    attribute.2.1, attribute.2.2, attribute.2.3, attribute.2.4, attribute.2.5,
+                                    attribute.2.6, attribute.2.7
+                                )),
+                            attributes
+                        ).2.1,
+                        ''
+                    )
                 ),
-                resourceLogs.resource.attributes.key,
-                resourceLogs.resource.attributes.value,
+                resourceLogs.resource.attributes,
                 nested_records
             )) AS line_services
         FROM input('{{request_type}}')

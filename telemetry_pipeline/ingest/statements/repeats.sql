@@ -6,7 +6,12 @@ WITH first_seen AS
     SELECT
         event_id,
         min(seen_at) AS first_at,
-        argMin(tuple(name, claimed_ms), seen_at) AS first_identity
+        -- Everything stored under the id (it may have been taken up again long after), and the first
+        -- of the slice.
+        arrayConcat(
+            groupUniqArrayIf(tuple(name, claimed_ms), seen_at = -1),
+            [argMin(tuple(name, claimed_ms), seen_at)]
+        ) AS identities
     FROM
     (
         SELECT
@@ -37,9 +42,12 @@ WITH first_seen AS
 )
 SELECT
     stage.position,
-    toString(stage.event_name) != first_seen.first_identity.1
-        -- An event that came without any time has none to compare.
-        OR (stage.claimed_ms != 0 AND stage.claimed_ms != first_seen.first_identity.2) AS is_conflict
+    -- An event that came without any time has none to compare.
+    NOT if(
+        stage.claimed_ms = 0,
+        has(identities.1, toString(stage.event_name)),
+        has(identities, tuple(toString(stage.event_name), stage.claimed_ms))
+    ) AS is_conflict
 FROM stage
 INNER JOIN first_seen ON stage.event_id = first_seen.event_id
 WHERE stage.reason = '' AND first_seen.first_at < toInt64(stage.position)
