@@ -408,7 +408,7 @@ def show_sql(statement: str, as_json: bool) -> None:
         "parse": contract.parse_template("otlp_json"),
         "judge": contract.judge_sql(hashes_on_read=False),
         "repeats": contract.repeats_sql,
-        "letters": contract.letters_sql,
+        "letters": contract.letters_sql(hashes_on_read=False),
         "land": contract.land_sql,
     }[statement]
     _announcer(as_json)({"statement": text, "contract_hash": contract.contract_hash}, text)

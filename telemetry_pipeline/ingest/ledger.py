@@ -274,8 +274,14 @@ class Ledger:
         me = (wanted.batch_id, attempt)
         landing_seconds = DEADLINE_SECONDS + INSERT_SECONDS + CLOCK_MARGIN_SECONDS
         batch = {"batch_id": wanted.batch_id}
-        rivals = self._rows("rivals.sql", batch | {"landing_seconds": landing_seconds})
-        for rival in rivals:
+        window = batch | {"landing_seconds": landing_seconds}
+        # Most often nobody else is landing, and nothing has to be compared.
+        ((rival_claims,),) = self._client.query(
+            read_statement("rival_claims.sql"), window
+        ).result_rows
+        if not rival_claims:
+            return 0
+        for rival in self._rows("rivals.sql", window):
             # A rival with a result gives nothing up any more.
             if (
                 not self._decide(me, (rival["batch_id"], rival["attempt"]))

@@ -97,7 +97,7 @@ class Staging:
         self._run(self.contract.repeats_sql, parameters)
         received, rejected = self._counts()
         if rejected:
-            self._run(self.contract.letters_sql, parameters)
+            self._run(self.contract.letters_sql(hashes_on_read=hashes_on_read), parameters)
         return Staged(received, rejected)
 
     def _empty_tables(self) -> None:
@@ -162,7 +162,11 @@ class Staging:
         """Lines that left no record: split where two were joined, kept as they are otherwise."""
         rows = self.client.query("SELECT DISTINCT bitShiftRight(position, 24) FROM parsed")
         with_records = {row[0] for row in rows.result_rows}
-        left = [(number, line) for number, line in lines.numbered() if number not in with_records]
+        left = [
+            (number, line)
+            for number, line in lines.numbered()
+            if number not in with_records and line.strip(b" \t\r")  # a blank line is nothing
+        ]
         problems: list[tuple[int, bytes]] = []
         for number, line in left:
             parts = _parts(line) if lines.encoding == "otlp_json" else [line]
@@ -230,7 +234,8 @@ class Staging:
         rejected = ", ".join(f"'{reason}'" for reason in REJECTED)
         ((received, places, staged, repeats, conflicts, problems),) = self.client.query(
             f"SELECT count(), uniqExact(position), countIf(reason IN ({rejected})), "
-            "(SELECT count() FROM repeats), (SELECT countIf(is_conflict) FROM repeats), (SELECT count() FROM problems) FROM stage"
+            "(SELECT count() FROM repeats), (SELECT countIf(is_conflict) FROM repeats), "
+            "(SELECT count() FROM problems) FROM stage"
         ).result_rows
         if received != places:
             # A statement of this session ran twice: a client may repeat a request whose answer
@@ -256,11 +261,10 @@ class Staging:
 
 @dataclass(frozen=True)
 class Lines:
-    """A slice's bytes as lines (or messages), numbered from 0 without the blank ones."""
+    """A slice's bytes as lines (or messages), numbered from 0."""
 
     data: bytes
     encoding: Encoding
-    #: How many there are; of lines it may count blank ones, too.
     count: int
     _messages: tuple[tuple[int, int], ...] = ()
 
@@ -282,9 +286,8 @@ class Lines:
             newline = self.data.find(b"\n", start)
             end = len(self.data) if newline < 0 else newline
             line = self.data[start:end]
-            if line.strip(b" \t\r"):
-                yield number, line
-                number += 1
+            yield number, line
+            number += 1
             start = end + 1
 
     def line(self, number: int) -> bytes:

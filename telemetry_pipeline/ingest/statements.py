@@ -60,6 +60,11 @@ _FORMATS: dict[Encoding, str] = {
 }
 #: Id columns of judge.sql -> the kind of their edge ids.
 _ID_KINDS: dict[str, IdKind] = {"org": "organisation", "user": "user", "session": "session"}
+_KIND_OF_COLUMN: dict[Column, IdKind] = {
+    "org_id_hash": "organisation",
+    "anonymous_user_id": "user",
+    "session_id": "session",
+}
 #: What emitters write where there is nobody; as an id it would make one person of many.
 PLACEHOLDER_IDS = (
     *("", "0", "-1", "anonymous", "guest", "n/a", "nil", "none", "null", "undefined", "unknown"),
@@ -87,9 +92,9 @@ class Contract:
     shapes: ShapeJudge
     create_tables: tuple[str, ...]
     repeats_sql: str
-    letters_sql: str
     land_sql: str
     _judge_sql: Mapping[bool, str] = field(repr=False)
+    _letters_sql: Mapping[bool, str] = field(repr=False)
     _parse_sql: Mapping[Encoding, str] = field(repr=False)
 
     @property
@@ -98,12 +103,17 @@ class Contract:
 
     @property
     def statement_hash(self) -> str:
-        texts = (self.repeats_sql, self.letters_sql, self.land_sql)
-        return _sha256("\n".join((*texts, *self._judge_sql.values(), *self._parse_sql.values())))
+        variants = (self._judge_sql, self._letters_sql, self._parse_sql)
+        texts = [text for variant in variants for text in variant.values()]
+        return _sha256("\n".join((self.repeats_sql, self.land_sql, *texts)))
 
     def judge_sql(self, *, hashes_on_read: bool) -> str:
         """The judging statement, for sources whose ids are edge ids or still have to be."""
         return self._judge_sql[hashes_on_read]
+
+    def letters_sql(self, *, hashes_on_read: bool) -> str:
+        """The statement that writes dead letters, for the same two kinds of sources."""
+        return self._letters_sql[hashes_on_read]
 
     def parse_template(self, encoding: Encoding) -> str:
         """The parsing statement before a session's salt is in it."""
@@ -144,7 +154,10 @@ def compile_contract(catalog: Catalog, config: Config) -> Contract:
         shapes=ShapeJudge(catalog),
         create_tables=tuple(_create_tables()),
         repeats_sql=statement("repeats.sql"),
-        letters_sql=_fill(statement("letters.sql"), fragments),
+        _letters_sql={
+            hashes: _fill(statement("letters.sql"), fragments | _letter_identity(catalog, hashes))
+            for hashes in (False, True)
+        },
         land_sql=_fill(statement("land.sql"), fragments),
         _judge_sql={
             hashes: _fill(statement("judge.sql"), fragments | _identity(hashes))
@@ -174,17 +187,41 @@ def _identity(hashes_on_read: bool) -> dict[str, str]:
     if not hashes_on_read:
         taken = {f"{column}_edge_id": f"{column}_text" for column in _ID_KINDS}
         return taken | {"absent_id": "0"}
-    placeholders = _list(PLACEHOLDER_IDS)
     hashed = {
-        f"{column}_edge_id": (
-            f"multiIf(match({column}_text, '{{edge_id}}'), {column}_text, "
-            f"lower(trimBoth({column}_text)) IN ({placeholders}), '', "
-            "concat('e', {edge_key_id:String}, '_', lower(hex(HMAC('SHA256', "
-            f"concat('{kind}:', {column}_text), unhex({{secret_key_edge:String}}))))))"
-        ).replace("'{edge_id}'", "{{edge_id_pattern}}")
+        f"{column}_edge_id": _edge_id(f"{column}_text", quote(kind))
         for column, kind in _ID_KINDS.items()
     }
     return hashed | {"absent_id": "1"}
+
+
+def _letter_identity(catalog: Catalog, hashes_on_read: bool) -> dict[str, str]:
+    """What letters.sql makes of an id: nothing of what is an edge id already, or has to be one."""
+    kinds = {
+        item.key: kind
+        for column, kind in _KIND_OF_COLUMN.items()
+        for item in catalog.for_column(column)
+    }
+    if not hashes_on_read or not kinds:
+        return {"letter_keeps": "1", "letter_text": "text"}
+    keys, names = string_array(kinds), string_array(kinds.values())
+    hashed = _edge_id("text", f"transform(key, {keys}, {names}, '')")
+    return {
+        "letter_keeps": f"NOT (has({keys}, key) AND {_is_placeholder('text')})",
+        "letter_text": f"if(has({keys}, key), {hashed}, text)",
+    }
+
+
+def _edge_id(text: str, kind: str) -> str:
+    """SQL for identity/edge.py's edge_id(); an edge id stays one, and nobody is ''."""
+    return (
+        f"multiIf(match({text}, {{{{edge_id_pattern}}}}), {text}, {_is_placeholder(text)}, '', "
+        "concat('e', {edge_key_id:String}, '_', lower(hex(HMAC('SHA256', "
+        f"concat({kind}, ':', {text}), unhex({{secret_key_edge:String}}))))))"
+    )
+
+
+def _is_placeholder(text: str) -> str:
+    return f"lower(trimBoth({text})) IN ({_list(PLACEHOLDER_IDS)})"
 
 
 def _parse_template(encoding: Encoding, catalog: Catalog) -> str:

@@ -24,6 +24,7 @@ from services.streams import Redis, running_redis
 
 from telemetry_pipeline.identity.edge import IdKind, edge_id
 from telemetry_pipeline.identity.keys import read_key
+from telemetry_pipeline.ingest.dead_letters import Choice, replay, show_letter
 from telemetry_pipeline.ingest.run import ingest
 from telemetry_pipeline.paths import Project
 
@@ -327,3 +328,27 @@ def test_workers_killed_anywhere_lose_and_double_nothing(
     assert stored_ids(client) == sorted(sent)
     assert losses(client) == []
     assert [group_of(streams, name) for name in (ACME, OTHER, NOBODY)] == [(0, 0)] * 3
+
+
+def test_a_letter_holds_edge_ids_and_lands_once_after_a_catalogue_fix(
+    project: Project, client: Client, streams: redis.Redis
+) -> None:
+    """Ids are hashed before anything of ours is written, letters included: what is judged again
+    later gets the pseudonyms that it would have had."""
+    add(streams, ACME, event("feature_seen"), event())
+    ingest(project, SOURCE, "test")
+    (letter,) = client.query("SELECT * FROM raw.dead_letters").named_results()
+    shown = show_letter(project, f"{letter['batch_id']}-{letter['source_position']}")
+    assert not any(raw in str(shown) for raw in ("raw-", "acme"))
+
+    catalogue = project.catalog_dir / "events" / "product_usage.yaml"
+    text = catalogue.read_text()
+    start = text.index("  - name: feature_viewed")
+    known = text[start : text.index("  - name: filter_changed")]
+    catalogue.write_text(text + "\n" + known.replace("feature_viewed", "feature_seen"))
+    ((report,), _) = replay(project, Choice(reasons=("unknown_event",)), "test")
+
+    assert (report.received, report.accepted) == (1, 1)
+    first, second = rows(client)
+    for column in ("org_id_hash", "anonymous_user_id", "session_id", "payload_json", "source"):
+        assert first[column] == second[column], column

@@ -1,5 +1,5 @@
--- What one slice passes through: temporary tables of the loader's session, in memory. Ids are edge
--- ids (or, for sources that hash on read, raw ids) in `parsed` alone; nothing of it reaches a disk.
+-- What one slice passes through: temporary tables of the loader's session, in memory, so that raw
+-- ids of a source that hashes on read (they stand in `parsed` alone) reach no table on a disk.
 
 -- Log records as they came. `shape` stands for everything that is alike in many records: the
 -- event's name and, in order, the keys and kinds of its attributes; `texts` are their values.

@@ -19,15 +19,16 @@ WITH
             parsed.observed_ns AS observed_ns,
             shapes.name AS name,
             -- What a dead letter may keep: all but attributes that are never stored.
-            arrayFilter(
-                (key, kind) -> kind != '' AND key NOT IN ({{unstored_keys}}), shapes.letter_keys, shapes.kinds
-            ) AS keys,
-            arrayFilter(
-                (kind, key) -> kind != '' AND key NOT IN ({{unstored_keys}}), shapes.kinds, shapes.letter_keys
-            ) AS kinds,
-            arrayFilter(
-                (text, key, kind) -> kind != '' AND key NOT IN ({{unstored_keys}}),
-                parsed.texts, shapes.letter_keys, shapes.kinds
+            arrayMap(
+                (key, kind, text) -> kind != '' AND key NOT IN ({{unstored_keys}}) AND {{letter_keeps}},
+                shapes.letter_keys, shapes.kinds, parsed.texts
+            ) AS kept,
+            arrayFilter((key, keep) -> keep, shapes.letter_keys, kept) AS keys,
+            arrayFilter((kind, keep) -> keep, shapes.kinds, kept) AS kinds,
+            -- Ids of a source that hashes on read are edge ids here, as if the edge had done it.
+            arrayMap(
+                (key, text) -> {{letter_text}},
+                keys, arrayFilter((text, keep) -> keep, parsed.texts, kept)
             ) AS texts
         FROM stage
         INNER JOIN parsed ON stage.position = parsed.position

@@ -24,7 +24,6 @@
                 nested_records
             )) AS line_services
         FROM input('line String')
-        WHERE trimBoth(line, ' \t\r') != ''
     ),
     records AS
     (

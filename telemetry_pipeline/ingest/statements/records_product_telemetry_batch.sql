@@ -9,7 +9,6 @@
             -- An absent id is no id; an empty one is a wrong one.
             JSONExtract(line, 'batch', 'Tuple(consent Tuple(analytics Nullable(String)))').1.1 AS analytics
         FROM input('line String')
-        WHERE trimBoth(line, ' \t\r') != ''
     ),
     events AS
     (

@@ -56,6 +56,11 @@ class Layout:
         return self.data_dir / "engine" / "config.xml"
 
     @property
+    def schemas(self) -> Path:
+        """Where the engine keeps schemas that statements bring along."""
+        return self.data_dir / "engine" / "schemas"
+
+    @property
     def users(self) -> Path:
         """The engine's users file."""
         return self.data_dir / "engine" / "users.xml"
@@ -106,6 +111,7 @@ def _config_xml(layout: Layout, limits: EngineLimits) -> str:
     <users_config>{escape(str(layout.users))}</users_config>
     <max_server_memory_usage>{limits.server_bytes}</max_server_memory_usage>
     <mark_cache_size>134217728</mark_cache_size>
+    <format_schema_path>{escape(str(layout.schemas))}/</format_schema_path>
     <merge_tree>
         <fsync_after_insert>1</fsync_after_insert>
         <fsync_part_directory>1</fsync_part_directory>
