@@ -114,11 +114,13 @@ class ModelSource:
 
     `fate` says of claimed ranges whether their bytes are `gone` or `changed`. A reader with
     `stray` starts that many records too early: its slices overlap others or are contained in them.
+    `reported`: ranges that the source itself says are lost, every time it is asked.
     """
 
     name: str
     logs: dict[str, list[Record]] = field(default_factory=lambda: {name: [] for name in PARTITIONS})
     fate: dict[tuple[str, int, int], str] = field(default_factory=dict)
+    reported: list[Loss] = field(default_factory=list)
     cut: int = 3
     stray: int = 0
     encoding: Encoding = "otlp_json"
@@ -154,7 +156,7 @@ class ModelSource:
         return data
 
     def losses(self, positions: Positions) -> list[Loss]:
-        return []
+        return list(self.reported)
 
     def reach(self, positions: Positions) -> Mapping[tuple[str, int], int]:
         return {}
@@ -199,6 +201,10 @@ class Worker:
 
     def __init__(self, work: Callable[[Worker], object]) -> None:
         self.at: str | None = None
+        #: What it owns, and how many seconds had passed in its world when it came to own it.
+        self.claim: Claim | None = None
+        self.claimed_at = 0
+        self._is_dying = False
         self._orders: SimpleQueue[Order] = SimpleQueue()
         self._news: SimpleQueue[str | BaseException | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, args=(work,), daemon=True)
@@ -207,8 +213,12 @@ class Worker:
 
     def wait(self, step: str) -> Order:
         """Called by the work before it takes a step."""
+        if self._is_dying:
+            # What the work would do on its way out, nobody does who was killed.
+            raise Died
         self._news.put(step)
         order = self._orders.get()
+        self._is_dying = order.dies or order.removes is not None
         if order.dies and order.kept is None:
             raise Died
         return order
@@ -362,6 +372,10 @@ class EventRow:
     key_id: str
 
 
+#: Two (batch, attempt), in order.
+Pair = tuple[tuple[int, int], tuple[int, int]]
+
+
 @dataclass(eq=False)
 class Insert:
     """An insert that the engine runs; whoever asked for it may be dead by now."""
@@ -391,12 +405,12 @@ class FakeEngine:
     counts: list[tuple[int, int, str, str, int]] = field(default_factory=list)
     touches: list[Touch] = field(default_factory=list)
     results: list[Result] = field(default_factory=list)
-    losses: list[Slice] = field(default_factory=list)
+    losses: list[Loss] = field(default_factory=list)
     erased: frozenset[int] = frozenset()
     tokens: set[tuple[object, ...]] = field(default_factory=set)
     running: list[Insert] = field(default_factory=list)
-    #: Of two batches with copies of one event, the one that gives its copies up.
-    yields: dict[tuple[int, int], int] = field(default_factory=dict)
+    #: Of two (batch, attempt) with copies of one event, the batches that offered to give theirs up.
+    offers: dict[Pair, list[int]] = field(default_factory=dict)
 
     def is_new(self, *token: object) -> bool:
         """Whether an insert under this token lands; it is remembered from then on."""
@@ -442,10 +456,6 @@ class FakeEngine:
         if kept is not None:
             raise DatabaseError("the insert broke off")
 
-    def seen_by(self, insert: Insert) -> set[int]:
-        """The events that the insert takes for duplicates."""
-        return set(insert.repeats)
-
     def stored_elsewhere(self, batch_id: int) -> frozenset[int]:
         """The events that stand in another batch's rows."""
         return frozenset(row.record.number for row in self.events if row.batch_id != batch_id)
@@ -454,7 +464,7 @@ class FakeEngine:
         accepted: list[Record] = []
         letters: list[str] = []
         counts: Counter[tuple[str, str]] = Counter()
-        seen = self.seen_by(insert)
+        seen = set(insert.repeats)
         for item in insert.records:
             reason = item.judge(insert.contract, self.erased)
             if reason in DROPPED:
@@ -475,8 +485,11 @@ class FakeEngine:
 class FakeLedger(Ledger):
     """The ledger over the engine in memory; reads and writes as the statements do."""
 
-    def __init__(self, engine: FakeEngine, source: str, removes: int | None = None) -> None:
+    def __init__(
+        self, engine: FakeEngine, source: str, worker: Worker, removes: int | None = None
+    ) -> None:
         self.engine = engine
+        self.worker = worker
         self._source = source
         self._removes = removes
 
@@ -498,7 +511,7 @@ class FakeLedger(Ledger):
         done = {result.batch_id for result in engine.results}
         latest: dict[tuple[str, int, int], ClaimRow] = {}
         for row in sorted(engine.owners(), key=lambda row: row.key):
-            if row.slice.batch_id not in done and row.slice not in engine.losses:
+            if row.slice.batch_id not in done:
                 latest[row.key[:3]] = row
         return [
             OpenClaim(
@@ -539,7 +552,8 @@ class FakeLedger(Ledger):
         owner = self.owner(row.key)
         if owner.claim_id != row.claim_id:
             return None
-        return Claim(wanted, attempt, owner.slice_time_ms, owner.deadline_ms)
+        self.worker.claim = Claim(wanted, attempt, owner.slice_time_ms, owner.deadline_ms)
+        return self.worker.claim
 
     def owner(self, key: tuple[str, int, int, int]) -> ClaimRow:
         return next(row for row in self.engine.claims if row.key == key)
@@ -591,22 +605,43 @@ class FakeLedger(Ledger):
         return {
             touch.day
             for touch in self.engine.touches
-            if touch.batch_id == batch_id and touch.kind == "landed"
+            if touch.batch_id == batch_id and touch.kind in ("landed", "deleting")
         }
 
-    def finish(self, wanted: Slice, attempt: int, landed: Landed) -> None:
-        if self.engine.is_new("result", wanted.batch_id, attempt):
+    def finish(self, wanted: Slice, attempt: int, landed: Landed, *, deadline_ms: int = 0) -> None:
+        batch_id = wanted.batch_id
+        if self.has_result(batch_id):
+            return
+        copies = self.copies_given_up(batch_id, landed)
+        self.refuse_after(deadline_ms)
+        if self.engine.is_new("result", batch_id):
             self.engine.results.append(
                 Result(
-                    wanted.batch_id,
+                    batch_id,
                     attempt,
                     landed.received,
-                    landed.accepted,
-                    landed.duplicates,
+                    landed.accepted - copies,
+                    landed.duplicates + copies,
                     landed.rejected,
                     landed.dropped,
                 )
             )
+
+    def has_result(self, batch_id: int) -> bool:
+        return any(result.batch_id == batch_id for result in self.engine.results)
+
+    def copies_given_up(self, batch_id: int, landed: Landed) -> int:
+        """How many of the landed rows are not there any more, which only copies may be."""
+        present = sum(row.batch_id == batch_id for row in self.engine.events)
+        offered = any(batch_id in offers for offers in self.engine.offers.values())
+        if present > landed.accepted or (present < landed.accepted and not offered):
+            raise DatabaseError("rows of the batch are missing")
+        return landed.accepted - present
+
+    def refuse_after(self, deadline_ms: int) -> None:
+        """Refuse past a deadline; 0 is none."""
+        if deadline_ms and self.engine.now_ms > deadline_ms:
+            raise DatabaseError("slice deadline passed")
 
     def remove(self, batch_id: int, before_attempt: int) -> None:
         engine = self.engine
@@ -634,27 +669,59 @@ class FakeLedger(Ledger):
                     ]
 
     def yield_copies(self, wanted: Slice, attempt: int, timezone: str) -> int:
-        engine, mine = self.engine, wanted.batch_id
-        numbers = {row.record.number for row in engine.events if row.batch_id == mine}
+        mine = wanted.batch_id
+        numbers = {row.record.number for row in self.engine.events if row.batch_id == mine}
+        rivals = {
+            (row.batch_id, row.attempt): self.has_result(row.batch_id)
+            for row in self.engine.events
+            if row.record.number in numbers and row.batch_id != mine
+        }
         removed = 0
-        rivals = {row.batch_id for row in engine.events if row.record.number in numbers} - {mine}
-        for rival in sorted(rivals):
-            if engine.yields.setdefault((min(mine, rival), max(mine, rival)), mine) != mine:
-                continue
-            self.touch(wanted, attempt, "deleting", timezone)
-            theirs = {row.record.number for row in engine.events if row.batch_id == rival}
-            kept = [
-                row
-                for row in engine.events
-                if row.batch_id != mine or row.record.number not in theirs
-            ]
-            removed += len(engine.events) - len(kept)
-            engine.events = kept
+        for rival, is_settled in sorted(rivals.items()):
+            if self.gives_up((mine, attempt), rival) or self.yields_to(is_settled):
+                self.touch(wanted, attempt, "deleting", timezone)
+                self.worker.wait("remove_copies")
+                removed += self.remove_copies(mine, attempt, rival[0])
         return removed
 
-    def record_loss(self, loss: Loss) -> None:
-        if self.engine.is_new("loss", loss.slice, loss.reason):
-            self.engine.losses.append(loss.slice)
+    def gives_up(self, me: tuple[int, int], rival: tuple[int, int]) -> bool:
+        """Whether this (batch, attempt) gives its copies up: the first to offer does."""
+        pair = self.pair(me, rival)
+        offers = self.engine.offers.setdefault(pair, [])
+        if self.engine.is_new("copies", *pair):
+            offers.append(me[0])
+        return offers[0] == me[0]
+
+    def pair(self, me: tuple[int, int], rival: tuple[int, int]) -> Pair:
+        """What a decision stands for."""
+        return min(me, rival), max(me, rival)
+
+    def yields_to(self, is_settled: bool) -> bool:
+        """Whether copies are given up whatever was decided, because the rival has a result."""
+        return is_settled
+
+    def remove_copies(self, batch_id: int, attempt: int, rival_id: int) -> int:
+        if self.may_not_lose_rows(batch_id):
+            return 0
+        theirs = {row.record.number for row in self.engine.events if row.batch_id == rival_id}
+        kept = [
+            row
+            for row in self.engine.events
+            if (row.batch_id, row.attempt) != (batch_id, attempt) or row.record.number not in theirs
+        ]
+        removed = len(self.engine.events) - len(kept)
+        self.engine.events = kept
+        return removed
+
+    def may_not_lose_rows(self, batch_id: int) -> bool:
+        return self.has_result(batch_id)
+
+    def record_loss(self, loss: Loss, *, deadline_ms: int = 0) -> None:
+        if loss in self.engine.losses:
+            return
+        self.refuse_after(deadline_ms)
+        if self.engine.is_new("loss", loss):
+            self.engine.losses.append(loss)
 
     def kill(self, query_id: str) -> None:
         pass
@@ -777,7 +844,7 @@ class FakeWorld:
         self.workers[slot] = Worker(work)
 
     def ledger(self, loader: SteppedLoader, removes: int | None) -> Ledger:
-        return self._design.ledger(self.engine, loader.source.name, removes)
+        return self._design.ledger(self.engine, loader.source.name, loader.worker, removes)
 
     def close(self) -> None:
         pass
@@ -810,7 +877,10 @@ class FakeWorld:
             counts=sorted(engine.counts),
             touches=sorted(engine.touches),
             results=sorted(engine.results, key=lambda row: (row.batch_id, row.attempt)),
-            losses=sorted(engine.losses, key=lambda lost: (lost.partition, lost.start, lost.end)),
+            losses=sorted(
+                (loss.slice for loss in engine.losses),
+                key=lambda lost: (lost.partition, lost.start, lost.end),
+            ),
         )
 
 
@@ -822,22 +892,31 @@ _TABLES = {
     "counts": "ops.slice_counts",
     "touches": "ops.touches",
 }
-_WITH_TOKENS = ("ops.slice_intents", "ops.slice_results", "ops.source_losses", *_TABLES.values())
+_WITH_TOKENS = (
+    *("ops.slice_intents", "ops.slice_results", "ops.source_losses", "ops.raced_copies"),
+    *_TABLES.values(),
+)
 _SOON = {"lightweight_deletes_sync": 2, "mutations_sync": 2}
 
 
-class CutOff:
-    """A client whose owner is killed before its n-th DELETE from now."""
+class SteppedClient:
+    """A client whose owner stops before it removes copies.
 
-    def __init__(self, client: Client, deletes: int) -> None:
+    `deletes`: it is killed before its n-th removal of what earlier attempts left, from now.
+    """
+
+    def __init__(self, client: Client, worker: Worker, deletes: int | None) -> None:
         self._client = client
+        self._worker = worker
         self._left = deletes
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._client, name)
 
     def command(self, text: str, *args: Any, **kwargs: Any) -> object:
-        if text.startswith("DELETE"):
+        if "{rival_id:" in text and "DELETE" in text:
+            self._worker.wait("remove_copies")
+        if self._left is not None and text.startswith("DELETE"):
             if not self._left:
                 raise Died
             self._left -= 1
@@ -856,7 +935,11 @@ class RealLoader(SteppedLoader):
 
     def _land(self, claim: Claim) -> None:
         order = self.worker.wait("land")
-        super()._land(self.world.as_of_now(claim))
+        begun = replace(claim, deadline_ms=self.world.as_of_now(self.worker, claim.deadline_ms))
+        # What begins in time may commit late; the statement itself cannot be made to wait.
+        if self.world.inserts_take_time and begun.deadline_ms > time.time() * 1000:
+            order = self.worker.wait("commit")
+        super()._land(begun)
         if order.kept is not None:
             self.world.lose(claim, frozenset(PIECES) - order.kept)
             if order.dies:
@@ -878,8 +961,11 @@ class RealWorld:
         connect_anew: Callable[[], Client],
         make: Callable[[Client, ModelSource, str], Loader],
         contract_hashes: Mapping[str, str],
+        *,
+        inserts_take_time: bool,
     ) -> None:
         self.source = source
+        self.inserts_take_time = inserts_take_time
         self.workers: dict[int, Worker] = {}
         self.contract, self.key_id = CONTRACTS[0], KEY_IDS[0]
         self._client = client
@@ -887,8 +973,7 @@ class RealWorld:
         self._sessions: list[Client] = []
         self._make = make
         self._contract_of = {hash_: name for name, hash_ in contract_hashes.items()}
-        self._passed = 0
-        self._claimed_at: dict[tuple[Slice, int], int] = {}
+        self.passed = 0
         # Other events of these ids, and other subjects, are none of this world's.
         for table in (*_TABLES.values(), "privacy.erasure_tombstones"):
             client.command(f"TRUNCATE TABLE {table}")
@@ -912,20 +997,15 @@ class RealWorld:
             session.close()
 
     def ledger(self, loader: SteppedLoader, removes: int | None) -> Ledger:
-        client = loader.client
-        if removes is not None:
-            client = cast("Client", CutOff(client, removes))
-        return _ClaimNoting(client, loader.source.name, self._note)
+        client = cast("Client", SteppedClient(loader.client, loader.worker, removes))
+        return _LedgerInTime(client, loader.source.name, self, loader.worker)
 
-    def _note(self, claim: Claim) -> None:
-        self._claimed_at[claim.slice, claim.attempt] = self._passed
-
-    def as_of_now(self, claim: Claim) -> Claim:
-        passed = self._passed - self._claimed_at[claim.slice, claim.attempt]
-        return replace(claim, deadline_ms=claim.deadline_ms - passed * 1000)
+    def as_of_now(self, worker: Worker, deadline_ms: int) -> int:
+        """A deadline of the worker's claim, as if the clock had been turned since it was made."""
+        return deadline_ms - (self.passed - worker.claimed_at) * 1000
 
     def advance(self, seconds: int) -> None:
-        self._passed += seconds
+        self.passed += seconds
         if seconds:
             self._client.command(
                 f"ALTER TABLE ops.slice_intents UPDATE deadline = deadline - INTERVAL {seconds} "
@@ -1032,18 +1112,28 @@ class RealWorld:
         return [tuple(row) for row in self._client.query(text).result_rows]
 
 
-class _ClaimNoting(Ledger):
-    """Tells the world when a claim was made, so that its deadline can move with the clock."""
+class _LedgerInTime(Ledger):
+    """A ledger to which the deadlines that a worker holds have moved with the world's clock."""
 
-    def __init__(self, client: Client, source: str, note: Callable[[Claim], None]) -> None:
+    def __init__(self, client: Client, source: str, world: RealWorld, worker: Worker) -> None:
         super().__init__(client, source)
-        self._note = note
+        self._world = world
+        self._worker = worker
 
     def claim(self, *args: Any, **kwargs: Any) -> Claim | None:
         claim = super().claim(*args, **kwargs)
         if claim is not None:
-            self._note(claim)
+            self._worker.claim, self._worker.claimed_at = claim, self._world.passed
         return claim
+
+    def finish(self, wanted: Slice, attempt: int, landed: Landed, *, deadline_ms: int = 0) -> None:
+        super().finish(wanted, attempt, landed, deadline_ms=self._moved(deadline_ms))
+
+    def record_loss(self, loss: Loss, *, deadline_ms: int = 0) -> None:
+        super().record_loss(loss, deadline_ms=self._moved(deadline_ms))
+
+    def _moved(self, deadline_ms: int) -> int:
+        return self._world.as_of_now(self._worker, deadline_ms) if deadline_ms else 0
 
 
 def _pseudonym_key(key_id: str) -> Key:
@@ -1057,75 +1147,31 @@ def _day_number(at_ms: int) -> int:
 # -- the protocol with its gaps closed ---------------------------------------------------------
 
 
-class ClosedEngine(FakeEngine):
-    """Of two slices that land copies of one event at once, one keeps it."""
-
-    def seen_by(self, insert: Insert) -> set[int]:
-        return set(self.stored_elsewhere(insert.claim.slice.batch_id))
-
-
 class ClosedLedger(FakeLedger):
-    """One result a batch whatever the window; a loss ends nothing; every day ever touched."""
+    """Whoever owns a claim writes nothing once another may own the next, and touches under it."""
 
-    def open_claims(self) -> list[OpenClaim]:
-        losses, self.engine.losses = self.engine.losses, []
-        try:
-            return super().open_claims()
-        finally:
-            self.engine.losses = losses
+    def finish(self, wanted: Slice, attempt: int, landed: Landed, *, deadline_ms: int = 0) -> None:
+        self.refuse_late()
+        super().finish(wanted, attempt, landed, deadline_ms=deadline_ms)
 
-    def finish(
-        self, wanted: Slice, attempt: int, landed: Landed, not_after_ms: int | None = None
-    ) -> None:
-        self._refuse_after(not_after_ms)
-        if not self.has_result(wanted.batch_id):
-            super().finish(wanted, attempt, landed)
+    def touch(self, wanted: Slice, attempt: int, kind: str, timezone: str) -> None:
+        self.refuse_late()
+        super().touch(wanted, self.touching_attempt(attempt), kind, timezone)
 
-    def has_result(self, batch_id: int) -> bool:
-        return any(result.batch_id == batch_id for result in self.engine.results)
+    def remove(self, batch_id: int, before_attempt: int) -> None:
+        self.refuse_late()
+        super().remove(batch_id, before_attempt)
 
-    def record_loss(self, loss: Loss, not_after_ms: int | None = None) -> None:
-        self._refuse_after(not_after_ms)
-        super().record_loss(loss)
+    def remove_copies(self, batch_id: int, attempt: int, rival_id: int) -> int:
+        self.refuse_late()
+        return super().remove_copies(batch_id, attempt, rival_id)
 
-    def settled_days(self, batch_id: int) -> set[int]:
-        return {touch.day for touch in self.engine.touches if touch.batch_id == batch_id}
+    def refuse_late(self) -> None:
+        """The longest insert after the deadline; GRACE_SECONDS after it, another may take over."""
+        assert self.worker.claim is not None
+        self.refuse_after(self.worker.claim.deadline_ms + INSERT_SECONDS * 1000)
 
-    def _refuse_after(self, not_after_ms: int | None) -> None:
-        if not_after_ms is not None and self.engine.now_ms > not_after_ms:
-            raise DatabaseError("slice deadline passed")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClosedLoader(ModelLoader):
-    """Gives a slice up only within its claim's deadline, and always with a result."""
-
-    def _take_over(self, left: OpenClaim, report: IngestReport) -> None:
-        ledger = cast("ClosedLedger", self._ledger)
-        landed = ledger.landed(left.slice.batch_id)
-        if landed.is_whole and not landed.is_empty:
-            self._settle(left.slice, landed.attempt, landed)
-            return
-        data = self.source.read_again(left.slice, ledger.positions())
-        claim = ledger.claim(
-            left.slice,
-            left.attempt + 1,
-            self._terms,
-            bytes_sha256=left.bytes_sha256,
-            tail_sha256=left.tail_sha256,
-        )
-        if claim is None:
-            return
-        again = SliceData(left.slice, data or b"", left.tail_sha256)
-        if data is None or again.sha256 != left.bytes_sha256:
-            ends = claim.deadline_ms
-            ledger.record_loss(Loss(left.slice, "bytes_gone"), not_after_ms=ends)
-            found = landed.as_found()
-            ledger.touch(left.slice, claim.attempt, "deleting", self.timezone)
-            ledger.touch(left.slice, claim.attempt, "settled", self.timezone)
-            ledger.finish(left.slice, claim.attempt, found, not_after_ms=ends)
-            return
-        if not landed.is_empty:
-            ledger.touch(left.slice, claim.attempt, "deleting", self.timezone)
-            ledger.remove(left.slice.batch_id, before_attempt=claim.attempt)
-        self._load(claim, again, report)
+    def touching_attempt(self, attempt: int) -> int:
+        """The attempt that owns the claim, whosever rows it settles: no two touch under one."""
+        assert self.worker.claim is not None
+        return self.worker.claim.attempt

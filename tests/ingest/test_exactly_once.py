@@ -144,6 +144,16 @@ class World:
             "WHERE source = {source}"
         )
 
+    def states(self) -> list[tuple[int, str]]:
+        """(attempt, state) of every attempt, as the ledger's view says it."""
+        return [
+            (attempt, str(state))
+            for attempt, state in self.ask(
+                "SELECT attempt, state FROM ops.ingest_ledger WHERE source = {source} "
+                "ORDER BY attempt"
+            )
+        ]
+
     def touches(self) -> set[tuple[str, int, int]]:
         """(kind, attempt, records) of every touch."""
         return {
@@ -197,6 +207,7 @@ def _emit_slice() -> Emitted:
 
 
 SLICE = _emit_slice()
+NOTHING = {"received": 0, "accepted": 0, "duplicates": 0, "rejected": {}, "dropped": {}}
 WHOLE = {
     "received": 6,
     "accepted": 3,
@@ -302,7 +313,10 @@ def test_what_a_dead_worker_left_is_brought_to_its_end(
     recovery = world.run()
 
     assert (recovery.recovered, recovery.received) == (1, 6)
+    # Whoever settles owns attempt 2, whosever rows it settles.
     assert_landed_once(world, attempt=attempt)
+    other = 3 - attempt
+    assert dict(world.states()) == {attempt: "settled", other: "superseded"}
     assert world.losses() == []
     assert world.run().slices == 0
     assert {kind for kind, _, _ in world.touches()} == {"landed", "settled"}
@@ -319,14 +333,13 @@ def test_a_slice_whose_workers_die_twice_is_brought_to_its_end(world: World) -> 
 
 
 def test_the_ledger_view_says_what_became_of_every_attempt(world: World) -> None:
-    states = "SELECT attempt, state FROM ops.ingest_ledger WHERE source = {source} ORDER BY attempt"
     world.let_one_die(DiesAfterStaging)
-    assert world.ask(states) == [(1, "open")]
+    assert world.states() == [(1, "open")]
 
     world.let_deadlines_pass()
     world.run()
 
-    assert world.ask(states) == [(1, "superseded"), (2, "settled")]
+    assert world.states() == [(1, "superseded"), (2, "settled")]
 
 
 @pytest.mark.parametrize("table", [EVENTS, LETTERS, COUNTS, TOUCHES])
@@ -399,6 +412,57 @@ def test_days_are_noted_before_rows_go(world: World) -> None:
     assert noted, "the deleting touches were there before anything was removed"
 
 
+def test_a_batch_that_lost_rows_after_its_check_gets_no_result(world: World) -> None:
+    class LosesRows(Loader):
+        def _settle(
+            self, wanted: Slice, attempt: int, landed: Landed, *, deadline_ms: int = 0
+        ) -> Landed:
+            world.client.command(
+                f"DELETE FROM {EVENTS} WHERE batch_id = {wanted.batch_id} "
+                "AND occurred_at < now() - INTERVAL 7 DAY",
+                settings={"lightweight_deletes_sync": 2},
+            )
+            return super()._settle(wanted, attempt, landed, deadline_ms=deadline_ms)
+
+    with pytest.raises(DatabaseError, match="rows of the batch are missing"):
+        world.run(LosesRows)
+
+    assert world.results() == []
+    world.let_deadlines_pass()
+    world.run()
+    assert_landed_once(world, attempt=2)
+
+
+@pytest.mark.parametrize(
+    ("mine_has_a_result", "attempt", "left"),
+    [(False, 1, 0), (False, 2, 3), (True, 1, 3)],
+    ids=["of the attempt", "of another attempt", "of a settled batch"],
+)
+def test_copies_are_given_up_by_an_attempt_without_a_result(
+    world: World, mine_has_a_result: bool, attempt: int, left: int
+) -> None:
+    # The same three events under two batches, as when neither lookup saw the other's rows.
+    world.let_one_die(DiesAfterLanding)
+    mine = world.source.cut("file").slice  # type: ignore[union-attr]
+    rival = Slice(world.name, "rival", 0, 0, 1)
+    world.client.command(
+        # Another session, so that no merge takes two rows for one before they are compared.
+        f"INSERT INTO {EVENTS} SELECT * REPLACE ({rival.batch_id} AS batch_id, "
+        f"session_id + 1 AS session_id) FROM (SELECT * FROM {EVENTS} "
+        f"WHERE batch_id = {mine.batch_id})"
+    )
+    terms = replace(TERMS, run_id="the rival")
+    assert world.ledger.claim(rival, 1, terms, bytes_sha256="", tail_sha256="")
+    if mine_has_a_result:
+        world.ledger.finish(mine, 1, world.ledger.landed(mine.batch_id))
+
+    world.ledger.yield_copies(mine, attempt, "UTC")
+
+    ((kept,),) = world.ask(f"SELECT count() FROM {EVENTS} WHERE batch_id = {mine.batch_id}")
+    ((theirs,),) = world.ask(f"SELECT count() FROM {EVENTS} WHERE batch_id = {rival.batch_id}")
+    assert (kept, theirs) == (left, 3)
+
+
 # -- bytes that are gone or changed ------------------------------------------------------------
 
 
@@ -423,7 +487,11 @@ def test_bytes_that_never_landed_and_are_gone_are_a_recorded_loss(
 
     assert (report.lost_slices, report.recovered) == (1, 0)
     assert world.losses() == [("file", 0, len(SLICE.data), "bytes_gone")]
-    assert (world.results(), world.event_ids()) == ([], [])
+    (result,) = world.results()
+    assert {name: result[name] for name in ("attempt", *WHOLE)} == NOTHING | {"attempt": 2}
+    assert world.event_ids() == []
+    assert [state for _, state in world.states()] == ["superseded", "lost"]
+    world.assert_accounted_for()
     world.let_deadlines_pass()
     assert world.run().lost_slices == 0, "it is not given up twice"
 
@@ -466,6 +534,7 @@ def test_of_a_torn_batch_whose_bytes_are_gone_the_rest_is_kept_and_counted(
 
     assert report.lost_slices == 1
     assert world.losses() == [("file", 0, len(SLICE.data), "bytes_gone")]
+    assert "lost" in [state for _, state in world.states()]
     (result,) = world.results()
     assert (result["accepted"], sum(result["rejected"].values())) == (accepted, rejected)
     world.assert_accounted_for()
