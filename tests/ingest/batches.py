@@ -26,7 +26,7 @@ from opentelemetry.proto_json.common.v1.common import (
 )
 from opentelemetry.proto_json.logs.v1.logs import LogRecord, LogsData, ResourceLogs, ScopeLogs
 from opentelemetry.proto_json.resource.v1.resource import Resource
-from oracle import Policy
+from plain_judge import Policy
 
 NOW_MS = int(time.time() * 1000)
 HOUR_AGO = NOW_MS - 3_600_000

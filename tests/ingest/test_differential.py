@@ -33,7 +33,7 @@ from log_records import DAY_MS, MemorySource, edge, make_loader
 from opentelemetry.proto_json.common.v1.common import AnyValue, KeyValue
 from opentelemetry.proto_json.logs.v1.logs import LogRecord, LogsData, ResourceLogs, ScopeLogs
 from opentelemetry.proto_json.resource.v1.resource import Resource
-from oracle import Expected, Hashed, Letter, Oracle, Policy, Row, number_text
+from plain_judge import Expected, Hashed, Letter, Oracle, Policy, Row, number_text
 
 from telemetry_pipeline.identity.keys import read_key
 from telemetry_pipeline.ingest.loader import Loader, new_session_id
