@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from telemetry_pipeline.catalog.model import Attribute, AttributeType, Catalog
+from telemetry_pipeline.catalog.model import Attribute, Catalog
 
 #: An id that was hashed at the edge: `e<edge key id>_` and a SHA-256 in lower-case hex.
 EDGE_ID_PATTERN = "^e[a-z0-9]{1,16}_[0-9a-f]{64}$"
 
-_COLUMN_TYPES = {"int": "Int64", "double": "Float64"}
 _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 
 
@@ -19,12 +18,8 @@ def catalog_fragments(catalog: Catalog) -> dict[str, str]:
     attributes = catalog.attributes
     event_ids = catalog.for_column("event_id")
     return {
-        "attribute_max_lengths": _number_array(item.max_length for item in attributes),
-        "attribute_int_minimums": _limits(attributes, "int", "minimum", str(_INT64_MIN)),
-        "attribute_int_maximums": _limits(attributes, "int", "maximum", str(_INT64_MAX)),
-        "attribute_double_minimums": _limits(attributes, "double", "minimum", "-inf"),
-        "attribute_double_maximums": _limits(attributes, "double", "maximum", "inf"),
-        "allowed_values": quote(_allowed_values_of(attributes)),
+        "listed_values": quote(_listed_values(attributes)),
+        "other_value_is_allowed": _other_value_is_allowed(attributes),
         "event_id_key": quote(event_ids[0].key if event_ids else ""),
         "event_id_max_length": str(event_ids[0].max_length if event_ids else 0),
         "edge_id_pattern": quote(EDGE_ID_PATTERN),
@@ -52,33 +47,88 @@ def string_array(values: Iterable[str]) -> str:
     return "[" + ", ".join(quote(value) for value in values) + "]"
 
 
-def _number_array(values: Iterable[float]) -> str:
-    return "[" + ", ".join(str(value) for value in values) + "]"
+def is_listed(attribute: Attribute) -> bool:
+    """Whether one expression says all about the attribute's values, their length included."""
+    if attribute.type == "boolean":
+        return True
+    if attribute.type != "string":
+        return False
+    if attribute.members:
+        return all(len(member) <= attribute.max_length for member in attribute.members)
+    return attribute.pattern is not None and _longest(attribute.pattern) <= attribute.max_length
 
 
-def _limits(
-    attributes: tuple[Attribute, ...], kind: AttributeType, limit: str, otherwise: str
-) -> str:
-    """The limits of the attributes of one type. Cast from text: literals have a type of their own,
-    and an array of whole and broken numbers has none."""
-    limits = [getattr(item, limit) if item.type == kind else None for item in attributes]
-    texts = (otherwise if value is None else repr(value) for value in limits)
-    return f"CAST({string_array(texts)}, 'Array({_COLUMN_TYPES[kind]})')"
+def _longest(pattern: str) -> int:
+    """How many characters a match of the pattern has at most."""
+    # Python's own parser knows it; what it does not understand has no end.
+    try:
+        return int(re._parser.parse(pattern).getwidth()[1])  # type: ignore[attr-defined]
+    except re.error:
+        return _INT64_MAX
 
 
-def _allowed_values_of(attributes: tuple[Attribute, ...]) -> str:
-    """One expression for the syntax of every value, over `<class><attribute number>=<value>`.
+def _listed_values(attributes: tuple[Attribute, ...]) -> str:
+    """One expression for every listed value, over `<class><attribute number>=<value>`.
 
     One, because the engine then matches it once for each distinct value of a block.
     """
     by_values: dict[str, list[str]] = {}
     for number, item in enumerate(attributes, start=1):
-        if value_class(item) == "s":
-            by_values.setdefault(_allowed_values(item), []).append(str(number))
-    strings = (f"s(?:{'|'.join(used_by)})=(?:{values})" for values, used_by in by_values.items())
-    integer = "(?:0|-?[1-9][0-9]*)"
-    others = (f"[in][0-9]+={integer}", "[fd][0-9]+=(?s:.*)", "b[0-9]+=(?:true|false)")
-    return f"^(?:{'|'.join((*strings, *others))})$"
+        if is_listed(item):
+            values = "true|false" if item.type == "boolean" else _allowed_values(item)
+            by_values.setdefault(values, []).append(f"{value_class(item)}{number}")
+    branches = (f"(?:{'|'.join(used_by)})=(?:{values})" for values, used_by in by_values.items())
+    return f"^(?:{'|'.join(branches)})$"
+
+
+def _other_value_is_allowed(attributes: tuple[Attribute, ...]) -> str:
+    """A condition on the value `text` of the attribute that `prefix` names, for all others."""
+    by_check: dict[str, list[str]] = {}
+    for number, item in enumerate(attributes, start=1):
+        if is_listed(item):
+            continue
+        by_check.setdefault(_check(item), []).append(f"{value_class(item)}{number}=")
+        if item.type == "double":
+            by_check.setdefault(_check_int_for_double(item), []).append(f"n{number}=")
+    branches = (f"prefix IN ({_texts(names)}), {check}" for check, names in by_check.items())
+    return f"multiIf({', '.join((*branches, '0'))})"
+
+
+def _check(item: Attribute) -> str:
+    if item.type == "int":
+        limits = (
+            f"BETWEEN {_whole(item.minimum, _INT64_MIN)} AND {_whole(item.maximum, _INT64_MAX)}"
+        )
+        return f"{_IS_INT} AND ifNull(toInt64OrNull(text) {limits}, 0)"
+    if item.type == "double":
+        return f"ifNull(isFinite(toFloat64OrNull(text)), 0){_range(item)}"
+    length = f"lengthUTF8(text) <= {item.max_length}"
+    return f"match(text, {quote(f'^(?:{item.pattern})$')}) AND {length}" if item.pattern else length
+
+
+def _check_int_for_double(item: Attribute) -> str:
+    return f"{_IS_INT} AND isNotNull(toInt64OrNull(text)){_range(item)}"
+
+
+#: Decimal, as OTLP writes 64-bit integers.
+_IS_INT = "match(text, '^(?:0|-?[1-9][0-9]*)$')"
+
+
+def _range(item: Attribute) -> str:
+    limits = (("<", item.minimum), (">", item.maximum))
+    return "".join(
+        f" AND NOT (toFloat64OrZero(text) {sign} {limit!r})"
+        for sign, limit in limits
+        if limit is not None
+    )
+
+
+def _whole(limit: float | None, otherwise: int) -> int:
+    return otherwise if limit is None else int(limit)
+
+
+def _texts(values: Iterable[str]) -> str:
+    return string_array(values).strip("[]")
 
 
 def _allowed_values(attribute: Attribute) -> str:

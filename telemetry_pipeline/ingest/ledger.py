@@ -44,7 +44,7 @@ class OpenClaim:
 
     slice: Slice
     attempt: int
-    bytes_sha256: str
+    bytes_hash: str
     tail_sha256: str
     may_be_taken_over: bool
 
@@ -165,7 +165,7 @@ class Ledger:
                     row["end_offset"],
                 ),
                 attempt=row["attempt"],
-                bytes_sha256=row["bytes_sha256"],
+                bytes_hash=row["bytes_hash"],
                 tail_sha256=row["tail_sha256"],
                 may_be_taken_over=bool(row["may_be_taken_over"]),
             )
@@ -178,7 +178,7 @@ class Ledger:
         attempt: int,
         terms: ClaimTerms,
         *,
-        bytes_sha256: str,
+        bytes_hash: str,
         tail_sha256: str,
     ) -> Claim | None:
         """Try to own (slice, attempt); None when another writer does."""
@@ -199,7 +199,7 @@ class Ledger:
                 "batch_id": wanted.batch_id,
                 "claim_id": str(claim_id),
                 "deadline_seconds": DEADLINE_SECONDS,
-                "bytes_sha256": bytes_sha256,
+                "bytes_hash": bytes_hash,
                 "tail_sha256": tail_sha256,
             },
             token=json.dumps(["claim", *key.values()]),

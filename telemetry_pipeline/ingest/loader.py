@@ -189,7 +189,7 @@ class Loader:
 
     def _claim(self, cut: SliceData, attempt: int) -> Claim | None:
         return self._ledger.claim(
-            cut.slice, attempt, self._terms, bytes_sha256=cut.sha256, tail_sha256=cut.tail_sha256
+            cut.slice, attempt, self._terms, bytes_hash=cut.bytes_hash, tail_sha256=cut.tail_sha256
         )
 
     def _load(self, claim: Claim, cut: SliceData, report: IngestReport) -> None:
@@ -278,7 +278,7 @@ class Loader:
             left.slice,
             left.attempt + 1,
             self._terms,
-            bytes_sha256=left.bytes_sha256,
+            bytes_hash=left.bytes_hash,
             tail_sha256=left.tail_sha256,
         )
         if claim is None:
@@ -288,7 +288,7 @@ class Loader:
             report.recovered += 1
             return
         again = SliceData(left.slice, data or b"", left.tail_sha256)
-        if data is None or again.sha256 != left.bytes_sha256:
+        if data is None or again.bytes_hash != left.bytes_hash:
             self._give_up(claim, landed, report)
             return
         if not landed.is_empty:

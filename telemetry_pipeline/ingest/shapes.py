@@ -11,17 +11,16 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 from telemetry_pipeline.catalog.model import Attribute, Catalog, Column, Event
-from telemetry_pipeline.catalog.sql import value_class
+from telemetry_pipeline.catalog.sql import is_listed, value_class
 
 #: Marks a payload key of a ProductTelemetryBatch: it names an attribute of its event.
 PAYLOAD_MARK = "payload/"
 #: Where older emitters carry the event's name; neither stored nor counted as unknown.
 NAME_KEYS = ("otel.event.name", "event.name")
 
-Check = Literal[0, 1, 2, 3]  # of a value: none; checked; checked, and in a plain or mixed payload
 
 _NUMBER_OF_KIND = {"stringValue": 1, "intValue": 2, "doubleValue": 3, "boolValue": 4}
 _KIND_OF_TYPE = {"string": 1, "int": 2, "double": 3, "boolean": 4}
@@ -37,8 +36,11 @@ _PLAIN_TEXT = re.compile(r"[^\x00-\x1f\"\\\x7f-\U0010ffff]*")
 class Shape:
     """A row of the temporary table `shapes`. Positions count from 1; 0 is none.
 
-    `checks` has an item for each attribute; `check_prefixes` and `checked_keys` one for each that
-    is checked; `payload_pieces` and `mixed_*` one for each that goes into the payload.
+    `checks` has an item for each attribute: 0 no check, 1 listed, 4 otherwise; and 1 more where it
+    goes into a plain payload, 2 more into a mixed one. Listed values (all but numbers and free
+    strings) are told by one expression. `listed_prefixes` has an item for each listed attribute,
+    `other_*` for each that is checked otherwise, `checked_keys` for both, in this order;
+    `payload_pieces` and `mixed_*` for each that goes into the payload.
     """
 
     shape: int
@@ -63,7 +65,9 @@ class Shape:
     schema_version_position: int
     default_schema_version: str
     checks: list[int]
-    check_prefixes: list[str]
+    listed_prefixes: list[str]
+    other_positions: list[int]
+    other_prefixes: list[str]
     checked_keys: list[str]
     is_plain: int
     payload_pieces: list[str]
@@ -83,6 +87,7 @@ _TYPES = {
     "checks": "Array(UInt8)",
     "mixed_kinds": "Array(UInt8)",
     "other_id_positions": "Array(UInt16)",
+    "other_positions": "Array(UInt16)",
 }
 _OTHER_TYPES = {"int": "UInt16", "str": "LowCardinality(String)", "list[str]": "Array(String)"}
 #: Column -> ClickHouse type of the temporary table.
@@ -132,6 +137,8 @@ class ShapeJudge:
         chosen = {org.position, user.position, session.position}
         others = [item for item in ids if item.position not in chosen]
         checked = [item for item in used if _is_checked(item) and not _has_wrong_kind(item)]
+        listed = [item for item in checked if _is_listed(item)]
+        unlisted = [item for item in checked if item not in listed]
         return Shape(
             shape=shape,
             name=name,
@@ -156,10 +163,10 @@ class ShapeJudge:
             event_id_position=self._place(present, "event_id").position,
             schema_version_position=self._place(present, "schema_version").position,
             default_schema_version=event.schema_version if event else "",
-            check_prefixes=[
-                f"{self._class_of(item)}{self._numbers[item.key]}=" for item in checked
-            ],
-            checked_keys=[item.key for item in checked],
+            listed_prefixes=[self._prefix(item) for item in listed],
+            other_positions=[item.position for item in unlisted],
+            other_prefixes=[self._prefix(item) for item in unlisted],
+            checked_keys=[item.key for item in (*listed, *unlisted)],
             unknown_attributes=sum(
                 item.key not in own and item.key not in NAME_KEYS for item in present
             ),
@@ -192,11 +199,11 @@ class ShapeJudge:
                     return item
         return _Present(0, "", 0, None)
 
-    def _class_of(self, item: _Present) -> str:
+    def _prefix(self, item: _Present) -> str:
+        """What stands before a value where it is looked up: its class and attribute."""
         assert item.attribute is not None
-        if item.attribute.type == "double" and item.kind == _KIND_OF_TYPE["int"]:
-            return "n"
-        return value_class(item.attribute)
+        of_int = item.attribute.type == "double" and item.kind == _KIND_OF_TYPE["int"]
+        return f"{'n' if of_int else value_class(item.attribute)}{self._numbers[item.key]}="
 
 
 def _own_attributes(event: Event | None) -> dict[str, Attribute]:
@@ -250,8 +257,9 @@ def _payload(checked: Sequence[_Present], length: int) -> dict[str, Any]:
     is_plain = all(_is_plain(item) for item in members)
     checks = [0] * length
     for item in checked:
-        in_payload = 2 if is_plain else 3
-        checks[item.position - 1] = in_payload if item in members else 1
+        checks[item.position - 1] = 1 if _is_listed(item) else 4
+        if item in members:
+            checks[item.position - 1] += 1 if is_plain else 2
     pieces, before = [], "{"
     for item in members:
         assert item.attribute is not None
@@ -268,6 +276,10 @@ def _payload(checked: Sequence[_Present], length: int) -> dict[str, Any]:
         else [f'"{item.attribute.payload_key}":' for item in members if item.attribute],
         "mixed_kinds": [] if is_plain else [item.kind for item in members],
     }
+
+
+def _is_listed(item: _Present) -> bool:
+    return item.attribute is not None and is_listed(item.attribute)
 
 
 def _is_plain(item: _Present) -> bool:

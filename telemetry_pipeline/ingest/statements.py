@@ -170,8 +170,6 @@ def compile_contract(catalog: Catalog, config: Config) -> Contract:
 def _fragments(catalog: Catalog, config: Config) -> dict[str, str]:
     drops_absent = config.consent.absent == "drop"
     return catalog_fragments(catalog) | {
-        "number": "toUInt16OrZero(substring(token, 2, position(token, '=') - 2))",
-        "value": "substring(token, position(token, '=') + 1)",
         "clock_tolerance_ms": str(CLOCK_TOLERANCE_MS),
         # One day less than the TTL: a row at its very end could vanish while it is inserted.
         "retention_ms": str((config.retention.raw_days - 1) * DAY_MS),

@@ -20,7 +20,7 @@ from typing import Any
 from clickhouse_connect.driver.client import Client
 
 from telemetry_pipeline.errors import TelemetryError
-from telemetry_pipeline.sources.base import Encoding, Loss, Positions, Slice, SliceData
+from telemetry_pipeline.sources.base import Encoding, Loss, Positions, Slice, SliceData, hash_of
 from telemetry_pipeline.sources.statements import statement
 
 #: The source's name: no source of telemetry.yaml may have it.
@@ -151,8 +151,8 @@ class DeadLetterSource:
         return bool(
             self._client.query(
                 "SELECT 1 FROM ops.slice_intents WHERE batch_id = {batch_id:UInt64} "
-                "AND bytes_sha256 = {nothing:String} LIMIT 1",
-                {"batch_id": wanted.batch_id, "nothing": hashlib.sha256(_NOTHING).hexdigest()},
+                "AND bytes_hash = {nothing:String} LIMIT 1",
+                {"batch_id": wanted.batch_id, "nothing": hash_of(_NOTHING)},
             ).result_rows
         )
 

@@ -356,7 +356,7 @@ class ClaimRow:
     deadline_ms: int
     contract: str
     key_id: str
-    bytes_sha256: str
+    bytes_hash: str
     tail_sha256: str
 
     @property
@@ -517,7 +517,7 @@ class FakeLedger(Ledger):
             OpenClaim(
                 row.slice,
                 row.attempt,
-                row.bytes_sha256,
+                row.bytes_hash,
                 row.tail_sha256,
                 may_be_taken_over=row.deadline_ms + self.grace_seconds * 1000 < engine.now_ms,
             )
@@ -532,7 +532,7 @@ class FakeLedger(Ledger):
         attempt: int,
         terms: ClaimTerms,
         *,
-        bytes_sha256: str,
+        bytes_hash: str,
         tail_sha256: str,
     ) -> Claim | None:
         now = self.engine.now_ms
@@ -544,7 +544,7 @@ class FakeLedger(Ledger):
             deadline_ms=now + DEADLINE_SECONDS * 1000,
             contract=terms.contract_hash,
             key_id=terms.pseudonym_key_id,
-            bytes_sha256=bytes_sha256,
+            bytes_hash=bytes_hash,
             tail_sha256=tail_sha256,
         )
         if self.engine.is_new("claim", *row.key):

@@ -265,11 +265,11 @@ def test_a_claim_names_everything_that_changes_the_outcome(world: World) -> None
 
     contract = make_contract(world.project)
     ((*named, ends_after),) = world.ask(
-        "SELECT contract_hash, statement_hash, pseudonym_key_id, bytes_sha256, erasure_epoch, "
+        "SELECT contract_hash, statement_hash, pseudonym_key_id, bytes_hash, erasure_epoch, "
         "deadline > slice_time FROM ops.slice_intents WHERE source = {source}"
     )
-    sha256 = world.source.cut("file").sha256  # type: ignore[union-attr]
-    assert named == [contract.contract_hash, contract.statement_hash, "1", sha256, 0]
+    bytes_hash = world.source.cut("file").bytes_hash  # type: ignore[union-attr]
+    assert named == [contract.contract_hash, contract.statement_hash, "1", bytes_hash, 0]
     assert ends_after
     kept = world.ask(
         "SELECT contract_json FROM ops.contracts FINAL WHERE contract_hash IN "
@@ -452,7 +452,7 @@ def test_copies_are_given_up_by_an_attempt_without_a_result(
         f"WHERE batch_id = {mine.batch_id})"
     )
     terms = replace(TERMS, run_id="the rival")
-    assert world.ledger.claim(rival, 1, terms, bytes_sha256="", tail_sha256="")
+    assert world.ledger.claim(rival, 1, terms, bytes_hash="", tail_sha256="")
     if mine_has_a_result:
         world.ledger.finish(mine, 1, world.ledger.landed(mine.batch_id))
 
@@ -547,7 +547,7 @@ def test_of_a_torn_batch_whose_bytes_are_gone_the_rest_is_kept_and_counted(
 
 def claim(ledger: Ledger, cut: SliceData, attempt: int = 1) -> Claim | None:
     return ledger.claim(
-        cut.slice, attempt, TERMS, bytes_sha256=cut.sha256, tail_sha256=cut.tail_sha256
+        cut.slice, attempt, TERMS, bytes_hash=cut.bytes_hash, tail_sha256=cut.tail_sha256
     )
 
 
@@ -578,7 +578,7 @@ def test_the_first_row_owns_a_slice_when_the_deduplication_window_is_past(world:
     assert first is not None
     world.client.command(
         "INSERT INTO ops.slice_intents SELECT * REPLACE (generateUUIDv4() AS claim_id, "
-        "end_offset + 1000 AS end_offset, 'another sha' AS bytes_sha256, "
+        "end_offset + 1000 AS end_offset, 'another sha' AS bytes_hash, "
         "claimed_at + INTERVAL 1 SECOND AS claimed_at) "
         f"FROM ops.slice_intents WHERE source = '{world.name}'"
     )
@@ -586,7 +586,7 @@ def test_the_first_row_owns_a_slice_when_the_deduplication_window_is_past(world:
 
     assert world.ledger.positions()["file", 0].end == cut.slice.end
     (left,) = world.ledger.open_claims()
-    assert (left.slice, left.bytes_sha256) == (cut.slice, cut.sha256)
+    assert (left.slice, left.bytes_hash) == (cut.slice, cut.bytes_hash)
     assert claim(world.ledger, cut) is None, "a third does not own it either"
     world.let_deadlines_pass()
     world.run()

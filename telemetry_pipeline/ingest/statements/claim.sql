@@ -8,6 +8,6 @@ SELECT
     now64(3, 'UTC') + toIntervalSecond({deadline_seconds:UInt32}),
     {contract_hash:String}, {statement_hash:String}, {pseudonym_key_id:String},
     maxIf(epoch, kind = 'erasure'), maxIf(epoch, kind = 'consent'), maxIf(epoch, kind = 'edge_link'),
-    {bytes_sha256:String}, {tail_sha256:String},
+    {bytes_hash:String}, {tail_sha256:String},
     now64(6, 'UTC')
 FROM privacy.epoch_changes

@@ -4,12 +4,6 @@
 -- Parameters: slice_time_ms, keys (named secret_key_*: servers mask those).
 INSERT INTO stage
 WITH
-    {{attribute_max_lengths}} AS max_lengths,
-    {{attribute_int_minimums}} AS int_minimums,
-    {{attribute_int_maximums}} AS int_maximums,
-    {{attribute_double_minimums}} AS double_minimums,
-    {{attribute_double_maximums}} AS double_maximums,
-
     valued AS
     (
         SELECT
@@ -24,26 +18,15 @@ WITH
             toLowCardinality(texts[route_position]) AS route,
             -- Checked values as `<class><attribute number>=<text>`; see ingest/shapes.py.
             arrayFirstIndex(
-                token -> NOT (
-                    match(token, {{allowed_values}})
-                    AND lengthUTF8(token) - position(token, '=') <= max_lengths[{{number}}]
-                    AND (NOT startsWith(token, 'i') OR ifNull(
-                        toInt64OrNull({{value}}) BETWEEN int_minimums[{{number}}] AND int_maximums[{{number}}], 0
-                    ))
-                    AND (NOT match(token, '^[dn]') OR ifNull(
-                        isFinite(toFloat64OrNull({{value}}))
-                            AND toFloat64OrNull({{value}}) BETWEEN double_minimums[{{number}}]
-                            AND double_maximums[{{number}}],
-                        0
-                    ))
-                    AND (NOT startsWith(token, 'n') OR isNotNull(toInt64OrNull({{value}})))
-                ),
-                arrayMap(
-                    (prefix, text) -> toLowCardinality(concat(prefix, text)),
-                    check_prefixes,
-                    arrayFilter((text, check) -> check != 0, texts, checks)
-                )
-            ) AS bad_value,
+                (prefix, text) -> NOT match(toLowCardinality(concat(prefix, text)), {{listed_values}}),
+                listed_prefixes,
+                arrayFilter((text, check) -> check BETWEEN 1 AND 3, texts, checks)
+            ) AS bad_listed,
+            arrayFirstIndex(
+                (prefix, text) -> NOT ({{other_value_is_allowed}}),
+                other_prefixes,
+                arrayMap(at -> texts[at], other_positions)
+            ) AS bad_other,
             -- Ids that are neither of the three above: outranked by another of the same column.
             arrayFirst(at -> NOT ({{absent_id}} OR match(texts[at], {{edge_id_pattern}})), other_id_positions) AS raw_other_id,
             {{org_edge_id}} AS org_edge_id,
@@ -80,7 +63,7 @@ WITH
                     arrayStringConcat(arrayMap(
                         (piece, text) -> concat(piece, text),
                         payload_pieces,
-                        arrayFilter((text, check) -> check = 2, texts, checks)
+                        arrayFilter((text, check) -> check IN (2, 5), texts, checks)
                     )),
                     payload_tail
                 ),
@@ -90,7 +73,7 @@ WITH
                     )),
                     mixed_pieces,
                     mixed_kinds,
-                    arrayFilter((text, check) -> check = 3, texts, checks)
+                    arrayFilter((text, check) -> check IN (3, 6), texts, checks)
                 ), ','), '}')
             ) AS payload
         FROM parsed
@@ -127,7 +110,7 @@ WITH
                 shape_reason = 'unknown_event', 'unknown_event',
                 occurred_ms + {{retention_ms}} < slice_time_ms, 'expired',
                 raw_key != '', 'raw_identifier',
-                shape_reason = 'invalid_attribute' OR bad_value != 0
+                shape_reason = 'invalid_attribute' OR bad_listed != 0 OR bad_other != 0
                     OR lengthUTF8(event_id_text) > {{event_id_max_length}}, 'invalid_attribute',
                 shape_reason = 'missing_attribute', 'missing_attribute',
                 ''
@@ -168,6 +151,11 @@ SELECT
     occurred_ms,
     payload,
     unknown_attributes,
-    if(verdict = 'invalid_attribute', bad_value, 0),
+    multiIf(
+        verdict != 'invalid_attribute', 0,
+        bad_listed != 0, bad_listed,
+        bad_other != 0, length(listed_prefixes) + bad_other,
+        0
+    ),
     if(verdict = 'raw_identifier', raw_key, '')
 FROM judged

@@ -1,7 +1,7 @@
 -- Slices without a result, at their latest attempt. A claim may be taken over once its deadline,
 -- the longest time its insert may run and a margin for clocks are past.
 SELECT
-    partition, epoch, start_offset, end_offset, attempt, batch_id, bytes_sha256, tail_sha256,
+    partition, epoch, start_offset, end_offset, attempt, batch_id, bytes_hash, tail_sha256,
     toUnixTimestamp64Milli(slice_time) AS slice_time_ms,
     toUnixTimestamp64Milli(deadline) AS deadline_ms,
     deadline + toIntervalSecond({grace_seconds:UInt32}) < now64(3, 'UTC') AS may_be_taken_over
