@@ -33,13 +33,16 @@ def request_runs(context: dg.SensorEvaluationContext, kind: str) -> dg.SensorRes
     """One run request for each source of `kind` with something to do and no run under way.
 
     There is no run key: it would deduplicate for ever, and a range that failed must run again.
+    Raises TelemetryError when a source cannot be looked at and no other needs a run.
     """
     project = find_project()
     config = load_config(project.config_file)
     names = [name for name, settings in config.sources.items() if settings.kind == kind]
     if not names:
         return dg.SensorResult(skip_reason=dg.SkipReason(f"no source of kind {kind}"))
-    requests, reasons = [], []
+    requests: list[dg.RunRequest] = []
+    reasons: list[str] = []
+    errors: list[TelemetryError] = []
     with closing(connect(project)) as client:
         for name in names:
             try:
@@ -47,11 +50,14 @@ def request_runs(context: dg.SensorEvaluationContext, kind: str) -> dg.SensorRes
             except TelemetryError as error:
                 # One source that cannot be looked at must not keep the others waiting.
                 context.log.error(f"{name}: {error}")
-                request = str(error)
+                errors.append(error)
+                continue
             if isinstance(request, str):
                 reasons.append(f"{name}: {request}")
             else:
                 requests.append(request)
+    if errors and not requests:
+        raise errors[0]
     skipped = None if requests else dg.SkipReason("; ".join(reasons))
     return dg.SensorResult(run_requests=requests, skip_reason=skipped)
 

@@ -69,7 +69,7 @@ def the_one_line_of(done: subprocess.CompletedProcess[str]) -> str:
     return line
 
 
-@pytest.mark.parametrize("command", ["demo --once", "dev", "ingest", "sql stage"])
+@pytest.mark.parametrize("command", ["demo --once", "dev", "ingest", "sql judge"])
 def test_a_missing_telemetry_yaml_is_one_line(root: Path, command: str) -> None:
     (root / "telemetry.yaml").unlink()
     done = telemetry(root, *command.split())

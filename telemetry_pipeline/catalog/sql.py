@@ -102,7 +102,7 @@ def _check(item: Attribute) -> str:
         return f"{_IS_INT} AND ifNull(toInt64OrNull(text) {limits}, 0)"
     if item.type == "double":
         return f"ifNull(isFinite(toFloat64OrNull(text)), 0){_range(item)}"
-    length = f"lengthUTF8(text) <= {item.max_length}"
+    length = f"isValidUTF8(text) AND lengthUTF8(text) <= {item.max_length}"
     return f"match(text, {quote(f'^(?:{item.pattern})$')}) AND {length}" if item.pattern else length
 
 

@@ -165,7 +165,7 @@ class Staging:
         left = [
             (number, line)
             for number, line in lines.numbered()
-            if number not in with_records and line.strip(b" \t\r")  # a blank line is nothing
+            if number not in with_records and not lines.is_blank(line)
         ]
         problems: list[tuple[int, bytes]] = []
         for number, line in left:
@@ -289,6 +289,10 @@ class Lines:
             yield number, line
             number += 1
             start = end + 1
+
+    def is_blank(self, line: bytes) -> bool:
+        """Blank lines count as nothing; an empty message is a request without records."""
+        return self.encoding != "otlp_proto" and not line.strip(b" \t\r")
 
     def line(self, number: int) -> bytes:
         start, end = self._messages[number]
