@@ -328,3 +328,23 @@ def insert_until_the_end(server: Server, first: int) -> set[int]:
             if answer.status_code == 200:
                 done.add(number)
     return done
+
+
+def test_a_schema_that_comes_with_a_statement_is_kept_in_the_data_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine writes it to disk; not into the folder somebody happened to start it from."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    schema = 'syntax = "proto3"; message Row { string text = 1; }'
+    sql = (
+        "SELECT text FROM format(Protobuf, 'text String', unhex('030a0161')) SETTINGS "
+        "format_schema_source = 'string', format_schema_message_name = 'Row', "
+        f"format_schema = '{schema}' FORMAT TSV"
+    )
+
+    with running_server(tmp_path / "data") as server:
+        assert server.sql(sql) == "a"
+
+    assert list(elsewhere.iterdir()) == []

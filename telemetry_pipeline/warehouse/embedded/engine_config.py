@@ -57,7 +57,7 @@ class Layout:
 
     @property
     def schemas(self) -> Path:
-        """Where the engine keeps schemas that statements bring along."""
+        """Where the engine works: it keeps schemas there that statements bring along."""
         return self.data_dir / "engine" / "schemas"
 
     @property
@@ -111,7 +111,6 @@ def _config_xml(layout: Layout, limits: EngineLimits) -> str:
     <users_config>{escape(str(layout.users))}</users_config>
     <max_server_memory_usage>{limits.server_bytes}</max_server_memory_usage>
     <mark_cache_size>134217728</mark_cache_size>
-    <format_schema_path>{escape(str(layout.schemas))}/</format_schema_path>
     <merge_tree>
         <fsync_after_insert>1</fsync_after_insert>
         <fsync_part_directory>1</fsync_part_directory>

@@ -81,6 +81,9 @@ def _clear_leftovers(layout: Layout) -> None:
     """Remove what a killed server left behind."""
     try:
         layout.spool.mkdir(mode=0o700, exist_ok=True)
+        layout.schemas.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # The engine writes schemas that come with statements into its working directory.
+        os.chdir(layout.schemas)
         for leftover in layout.spool.iterdir():
             leftover.unlink()
         remove_endpoint(layout.data_dir)
