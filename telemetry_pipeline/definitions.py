@@ -10,7 +10,6 @@ from sensors.kafka import kafka_sensor
 from sensors.otel_file import otel_file_sensor
 from sensors.redis_stream import redis_stream_sensor
 from telemetry_pipeline.assets.checks import RAW_CHECKS
-from telemetry_pipeline.assets.dead_letters import rejected_records_are_kept
 from telemetry_pipeline.assets.exports import amplitude, amplitude_is_up_to_date
 from telemetry_pipeline.assets.jobs import JOBS, SCHEDULES
 from telemetry_pipeline.assets.marts import build_dbt_assets
@@ -24,7 +23,7 @@ dbt_models, dbt = build_dbt_assets(find_project())
 
 defs = dg.Definitions(
     assets=[*dg.with_source_code_references([ingest_events, amplitude]), dbt_models],
-    asset_checks=[*RAW_CHECKS, rejected_records_are_kept, amplitude_is_up_to_date],
+    asset_checks=[*RAW_CHECKS, amplitude_is_up_to_date],
     jobs=JOBS,
     schedules=SCHEDULES,
     sensors=[kafka_sensor, otel_file_sensor, redis_stream_sensor],

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.ingest.encode import batches, varint
+from bench.ingest.encode import batches
 from bench.ingest.population import Population, populate
+from telemetry_pipeline.sources.base import varint
 
 #: Raised whenever the same arguments give other bytes than before.
 VERSION = 2

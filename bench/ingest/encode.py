@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.ingest.population import BACK_END, FRONT_END, KINDS, Kind, Population, Value
+from telemetry_pipeline.sources.base import varint
 
 SCOPE = "bench"
 SERVICES = (FRONT_END, BACK_END)
@@ -271,16 +272,6 @@ def _wrap_proto(groups: tuple[list[bytes], list[bytes]]) -> bytes:
 
 def _field(tag: bytes, content: bytes) -> bytes:
     return tag + varint(len(content)) + content
-
-
-def varint(number: int) -> bytes:
-    """`number` (not negative) as protobuf writes it: 7 bits a byte, low ones first."""
-    text = bytearray()
-    while number > 0x7F:
-        text.append(number & 0x7F | 0x80)
-        number >>= 7
-    text.append(number)
-    return bytes(text)
 
 
 # -- digits --------------------------------------------------------------------------------

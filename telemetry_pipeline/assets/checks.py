@@ -90,6 +90,19 @@ def dead_letters_are_encrypted() -> dg.AssetCheckResult:
 
 @dg.asset_check(
     asset=DEAD_LETTERS,
+    description=(
+        "For every batch whose dead letters are inside their retention: as many are there as "
+        "were rejected, less those removed on record."
+    ),
+)
+def rejected_records_are_kept() -> dg.AssetCheckResult:
+    days = load_config(find_project().config_file).retention.dead_letter_days
+    (totals,) = _query("dead_letters_present.sql", retention_days=days)
+    return dg.AssetCheckResult(passed=totals["broken"] == 0, metadata=_plain(totals))
+
+
+@dg.asset_check(
+    asset=DEAD_LETTERS,
     description="Warns when more than one record in twenty was rejected over the last day.",
 )
 def few_records_are_rejected() -> dg.AssetCheckResult:
@@ -107,6 +120,7 @@ RAW_CHECKS = [
     events_are_unique,
     nothing_was_lost,
     dead_letters_are_encrypted,
+    rejected_records_are_kept,
     few_records_are_rejected,
 ]
 

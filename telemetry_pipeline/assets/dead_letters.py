@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import closing
-from importlib import resources
 
 import dagster as dg
 from pydantic import Field
 
-from telemetry_pipeline.config import load_config
 from telemetry_pipeline.ingest.dead_letters import Choice, freeze, land_replays, report_of
 from telemetry_pipeline.ingest.loader import IngestReport
-from telemetry_pipeline.paths import Project, find_project
-from telemetry_pipeline.warehouse.client import connect
+from telemetry_pipeline.paths import Project
 
 
 class ReplayConfig(dg.Config):
@@ -58,21 +54,3 @@ def replay(
         context.log.info(f"{report_of(project, replay_id)}")
     if complaint:
         context.log.error(complaint)
-
-
-@dg.asset_check(
-    asset=dg.AssetKey(["raw", "dead_letters"]),
-    description=(
-        "For every batch whose dead letters are inside their retention: as many are there as "
-        "were rejected, less those removed on record."
-    ),
-)
-def rejected_records_are_kept() -> dg.AssetCheckResult:
-    project = find_project()
-    statement = resources.files("telemetry_pipeline.assets") / "statements/dead_letters_present.sql"
-    days = load_config(project.config_file).retention.dead_letter_days
-    with closing(connect(project)) as client:
-        (totals,) = client.query(
-            statement.read_text(encoding="utf-8"), {"retention_days": days}
-        ).named_results()
-    return dg.AssetCheckResult(passed=totals["broken"] == 0, metadata=totals)

@@ -91,7 +91,7 @@ def _other_value_is_allowed(attributes: tuple[Attribute, ...]) -> str:
         if item.type == "double":
             by_check.setdefault(_check_int_for_double(item), []).append(f"n{number}=")
     branches = (f"prefix IN ({_texts(names)}), {check}" for check, names in by_check.items())
-    return f"multiIf({', '.join((*branches, '0'))})"
+    return f"multiIf({', '.join((*branches, '0'))})" if by_check else "1"
 
 
 def _check(item: Attribute) -> str:

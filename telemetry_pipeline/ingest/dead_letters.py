@@ -24,9 +24,9 @@ from clickhouse_connect.driver.client import Client
 from telemetry_pipeline.config import load_config
 from telemetry_pipeline.errors import TelemetryError
 from telemetry_pipeline.ingest import ledger
-from telemetry_pipeline.ingest.ledger import read_statement
 from telemetry_pipeline.ingest.loader import ONE_BLOCK, IngestReport
 from telemetry_pipeline.ingest.run import ingest, payload_key
+from telemetry_pipeline.ingest.statements import statement as read_statement
 from telemetry_pipeline.paths import Project
 from telemetry_pipeline.sources.dead_letters import DEAD_LETTERS, PayloadKey
 from telemetry_pipeline.warehouse.client import connect

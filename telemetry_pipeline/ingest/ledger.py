@@ -11,11 +11,11 @@ import json
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from importlib import resources
 from typing import Any
 
 from clickhouse_connect.driver.client import Client
 
+from telemetry_pipeline.ingest.statements import statement
 from telemetry_pipeline.sources.base import Loss, Position, Slice
 
 #: A claim's insert must have begun within this time of the claim.
@@ -276,9 +276,7 @@ class Ledger:
         batch = {"batch_id": wanted.batch_id}
         window = batch | {"landing_seconds": landing_seconds}
         # Most often nobody else is landing, and nothing has to be compared.
-        ((rival_claims,),) = self._client.query(
-            read_statement("rival_claims.sql"), window
-        ).result_rows
+        ((rival_claims,),) = self._client.query(statement("rival_claims.sql"), window).result_rows
         if not rival_claims:
             return 0
         for rival in self._rows("rivals.sql", window):
@@ -291,7 +289,7 @@ class Ledger:
             before = self.landed(wanted.batch_id).events
             self.touch(wanted, attempt, "deleting", timezone)
             self._client.command(
-                read_statement("remove_copies.sql"),
+                statement("remove_copies.sql"),
                 batch | {"attempt": attempt, "rival_id": rival["batch_id"]},
                 settings={"lightweight_deletes_sync": 2},
             )
@@ -330,21 +328,15 @@ class Ledger:
             "KILL QUERY WHERE query_id = {query_id:String} SYNC", parameters={"query_id": query_id}
         )
 
-    def _rows(self, statement: str, parameters: dict[str, Any]) -> list[dict[str, Any]]:
-        return list(self._client.query(read_statement(statement), parameters).named_results())
+    def _rows(self, name: str, parameters: dict[str, Any]) -> list[dict[str, Any]]:
+        return list(self._client.query(statement(name), parameters).named_results())
 
-    def _insert(self, statement: str, parameters: dict[str, Any], token: str) -> None:
+    def _insert(self, name: str, parameters: dict[str, Any], token: str) -> None:
         self._client.command(
-            read_statement(statement), parameters, settings={"insert_deduplication_token": token}
+            statement(name), parameters, settings={"insert_deduplication_token": token}
         )
 
 
 def query_id_of(batch_id: int, attempt: int) -> str:
     """The query id under which an attempt lands its rows: known to whoever must kill it."""
     return f"land-{batch_id}-{attempt}"
-
-
-def read_statement(name: str) -> str:
-    """The text of one of the .sql files beside this module."""
-    file = resources.files("telemetry_pipeline.ingest") / "statements" / name
-    return file.read_text(encoding="utf-8")

@@ -43,9 +43,6 @@ ONE_BLOCK = {
     "max_partitions_per_insert_block": 600,
 }
 
-#: Masks of branches that are evaluated only where they are needed cost more than the branches.
-STAGING = ONE_BLOCK | {"short_circuit_function_evaluation": "disable"}
-
 
 class IngestError(TelemetryError):
     """A slice did not land as it was received. Its claim stays open and is taken over later."""
@@ -116,7 +113,7 @@ class Loader:
 
     @cached_property
     def _staging(self) -> Staging:
-        settings = STAGING | {"max_execution_time": INSERT_SECONDS}
+        settings = ONE_BLOCK | {"max_execution_time": INSERT_SECONDS}
         return Staging(self.client, self.contract, self.keys.parameters(), settings, self.spool)
 
     @property
@@ -209,14 +206,13 @@ class Loader:
 
         What it leaves there is gone with the next slice, or with the session.
         """
-        staged = self._staging.stage(
+        yield self._staging.stage(
             cut.data,
             self.source.encoding,
             hashes_on_read=self.source.hashes_on_read,
             batch_id=claim.slice.batch_id,
             slice_time_ms=claim.slice_time_ms,
         )
-        yield staged.received
 
     def _land(self, claim: Claim) -> None:
         batch_id = claim.slice.batch_id

@@ -22,7 +22,7 @@ from telemetry_pipeline.errors import TelemetryError
 from telemetry_pipeline.ingest.reasons import REJECTED
 from telemetry_pipeline.ingest.shapes import COLUMNS
 from telemetry_pipeline.ingest.statements import Contract, Numbering, Salt, statement
-from telemetry_pipeline.sources.base import Encoding
+from telemetry_pipeline.sources.base import Encoding, varint
 from telemetry_pipeline.warehouse.client import insert_data
 
 #: Where a Collector that died inside a line goes on in the same line after its restart. It cannot
@@ -42,14 +42,6 @@ class StagingError(TelemetryError):
     """A slice's records are not in the session's tables as they should be."""
 
 
-@dataclass(frozen=True)
-class Staged:
-    """What stands in the session's tables. Unit: log records."""
-
-    received: int
-    letters: int
-
-
 @dataclass
 class Staging:
     """The temporary tables of one warehouse session."""
@@ -60,7 +52,7 @@ class Staging:
     settings: Mapping[str, Any]
     spool: Path | None = None
     _salt: Salt = field(init=False)
-    _shapes: set[int] = field(default_factory=set, init=False)
+    _shapes: int = field(default=0, init=False)
     #: Whoever had the session before may have left rows.
     _filled: tuple[str, ...] = field(default=_TABLES, init=False)
     _is_ready: bool = field(default=False, init=False)
@@ -69,8 +61,8 @@ class Staging:
         # Hex digits alone could be guessed to be a part's beginning; a control character in front
         # keeps the texts apart from what people send.
         self._salt = Salt(
-            section=f"\\x01{secrets.token_hex(8)}",
-            part=f"\\x02{secrets.token_hex(8)}",
+            section=f"\x01{secrets.token_hex(8)}",
+            part=f"\x02{secrets.token_hex(8)}",
             key=(secrets.randbits(63), secrets.randbits(63)),
         )
 
@@ -82,8 +74,9 @@ class Staging:
         hashes_on_read: bool,
         batch_id: int,
         slice_time_ms: int,
-    ) -> Staged:
-        """Parse and judge a slice. Raises DatabaseError when the warehouse cannot."""
+    ) -> int:
+        """Parse and judge a slice; how many log records it holds. Raises DatabaseError when the
+        warehouse cannot, StagingError when the session's tables are not as they should be."""
         self._empty_tables()
         lines = Lines.of(data, encoding)
         self._parse(lines)
@@ -98,16 +91,16 @@ class Staging:
         received, rejected = self._counts()
         if rejected:
             self._run(self.contract.letters_sql(hashes_on_read=hashes_on_read), parameters)
-        return Staged(received, rejected)
+        return received
 
     def _empty_tables(self) -> None:
         if not self._is_ready:
             for create in self.contract.create_tables:
                 self.client.command(create)
             self._is_ready = True
-        if len(self._shapes) > _MOST_SHAPES:
+        if self._shapes > _MOST_SHAPES:
             self.client.command("TRUNCATE TEMPORARY TABLE shapes")
-            self._shapes.clear()
+            self._shapes = 0
         for table in self._filled:
             self.client.command(f"TRUNCATE TEMPORARY TABLE {table}")
         # Until it is known better: a slice that fails may leave rows in any of them.
@@ -148,7 +141,7 @@ class Staging:
             chosen = [lines.line(number) for number in numbers]
             self._insert(
                 self.contract.parse_sql("otlp_proto", self._salt, _numbering(numbers)),
-                b"".join(_with_length(message) for message in chosen),
+                b"".join(varint(len(message)) + message for message in chosen),
             )
         except DatabaseError as error:
             if not _is_parse_error(error):
@@ -217,14 +210,11 @@ class Staging:
             column_names=list(COLUMNS),
             column_type_names=list(COLUMNS.values()),
         )
-        self._shapes.update(shape for shape, _ in found)
+        self._shapes += len(found)
 
     def _shape_row(self, shape: int, text: str) -> list[Any]:
-        section, part = (
-            mark.replace("\\x01", "\x01").replace("\\x02", "\x02")
-            for mark in (self._salt.section, self._salt.part)
-        )
-        name, count, keys, kinds = text.split(section)
+        part = self._salt.part
+        name, count, keys, kinds = text.split(self._salt.section)
         if count == "0":
             return self.contract.shapes.judge(shape, name, [], []).row()
         return self.contract.shapes.judge(shape, name, keys.split(part), kinds.split(part)).row()
@@ -312,14 +302,6 @@ def _message_places(data: bytes) -> Iterator[tuple[int, int]]:
                 break
         yield at, at + length
         at += length
-
-
-def _with_length(message: bytes) -> bytes:
-    length, head = len(message), bytearray()
-    while length > 0x7F:
-        head.append(length & 0x7F | 0x80)
-        length >>= 7
-    return bytes(head) + bytes([length]) + message
 
 
 def _numbering(numbers: Sequence[int]) -> Numbering:

@@ -24,6 +24,16 @@ def hash_of(data: bytes) -> str:
     return xxhash.xxh3_128_hexdigest(data)
 
 
+def varint(number: int) -> bytes:
+    """A length as protobuf writes it: seven bits a byte, the lowest first."""
+    written = bytearray()
+    while number > 0x7F:
+        written.append(number & 0x7F | 0x80)
+        number >>= 7
+    written.append(number)
+    return bytes(written)
+
+
 @dataclass(frozen=True)
 class Slice:
     """A half-open range [start, end) of one epoch of one partition; it never changes.

@@ -23,6 +23,7 @@ from telemetry_pipeline.sources.base import (
     Positions,
     Slice,
     SliceData,
+    varint,
 )
 from telemetry_pipeline.sources.kafka_client import Connection, Offsets, Topic, TopicClient
 
@@ -320,13 +321,3 @@ def _is_another_log(position: Position, topic: Topic, offsets: Offsets) -> bool:
     """Whether the log is no longer the one the position speaks of. A log never gets shorter."""
     is_shorter = offsets.high < max(position.end, position.seen_end)
     return is_shorter or (_is_claimed(position) and position.tail_sha256 != topic.identity)
-
-
-def varint(number: int) -> bytes:
-    """A length as protobuf writes it: seven bits a byte, the lowest first."""
-    written = bytearray()
-    while number > 0x7F:
-        written.append(number & 0x7F | 0x80)
-        number >>= 7
-    written.append(number)
-    return bytes(written)

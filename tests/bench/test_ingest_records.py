@@ -15,10 +15,11 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 
 from bench.ingest.dataset import Dataset, make_dataset, read_requests
-from bench.ingest.encode import batches, varint
+from bench.ingest.encode import batches
 from bench.ingest.population import EVENT_NAMES, ORGANISATIONS, USERS, WINDOW_MS, populate
 from telemetry_pipeline.catalog.reader import read_catalog
 from telemetry_pipeline.identity.edge import edge_id
+from telemetry_pipeline.sources.base import varint
 
 END_MS = 1_790_000_000_000
 #: (time, observed time, severity, name, service, ((key, kind of value, value), ...))

@@ -25,7 +25,6 @@ from fresh import REPOSITORY
 from log_records import MemorySource, common, edge, line, make_loader, record
 
 from telemetry_pipeline.assets import checks
-from telemetry_pipeline.assets.dead_letters import rejected_records_are_kept
 from telemetry_pipeline.errors import TelemetryError
 from telemetry_pipeline.identity.keys import read_key
 from telemetry_pipeline.ingest import dead_letters, run
@@ -137,7 +136,7 @@ def _all_checks() -> list[Callable[[], dg.AssetCheckResult]]:
         checks.events_are_unique,
         checks.nothing_was_lost,
         checks.dead_letters_are_encrypted,
-        rejected_records_are_kept,
+        checks.rejected_records_are_kept,
     ]
 
 
@@ -743,7 +742,7 @@ def test_a_purge_that_dies_anywhere_is_finished_by_the_next_and_counts_once(
                 dead_letters.purge(letters.project, ALL)
                 break
             except Died:
-                assert rejected_records_are_kept().passed, f"after write {number}"
+                assert checks.rejected_records_are_kept().passed, f"after write {number}"
     assert len(made) == number == 3
 
     assert letters.ask("SELECT count() FROM raw.dead_letters") == [(0,)]
@@ -776,11 +775,11 @@ def test_letters_of_an_unfinished_slice_are_not_seen(letters: Letters) -> None:
 
 def test_the_check_fails_when_letters_go_off_the_record(letters: Letters) -> None:
     letters.reject(2)
-    assert rejected_records_are_kept().passed
+    assert checks.rejected_records_are_kept().passed
 
     letters.client.command("DELETE FROM raw.dead_letters WHERE source_position < 20000000")
 
-    assert not rejected_records_are_kept().passed
+    assert not checks.rejected_records_are_kept().passed
 
 
 # -- filters and policy ------------------------------------------------------------------------

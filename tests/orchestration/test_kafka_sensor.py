@@ -52,12 +52,6 @@ def topic(broker: Broker, project: Project) -> Topic:
     return topic
 
 
-@pytest.fixture
-def instance() -> Iterator[dg.DagsterInstance]:
-    with dg.instance_for_test() as instance:
-        yield instance
-
-
 def tick(instance: dg.DagsterInstance) -> dg.SensorResult:
     with dg.build_sensor_context(instance=instance) as context:
         result = kafka_sensor(context)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import dagster as dg
-import pytest
 from clickhouse_connect.driver.client import Client
 from dagster._core.test_utils import create_run_for_test
 
@@ -17,12 +14,6 @@ from telemetry_pipeline.paths import Project
 
 SOURCE = "app_events"
 RUN_TAGS = {SOURCE_TAG: SOURCE}
-
-
-@pytest.fixture
-def instance() -> Iterator[dg.DagsterInstance]:
-    with dg.instance_for_test() as instance:
-        yield instance
 
 
 def tick(instance: dg.DagsterInstance) -> dg.SensorResult:

@@ -51,12 +51,6 @@ def streams(
         yield streams
 
 
-@pytest.fixture
-def instance() -> Iterator[dg.DagsterInstance]:
-    with dg.instance_for_test() as instance:
-        yield instance
-
-
 def tick(instance: dg.DagsterInstance) -> dg.SensorResult:
     with dg.build_sensor_context(instance=instance) as context:
         result = redis_stream_sensor(context)

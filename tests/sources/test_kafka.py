@@ -30,8 +30,8 @@ from telemetry_pipeline.errors import TelemetryError
 from telemetry_pipeline.ingest.ledger import NOTHING_BEFORE
 from telemetry_pipeline.ingest.run import ingest
 from telemetry_pipeline.paths import Project
-from telemetry_pipeline.sources.base import Encoding, Position, Slice, SliceData
-from telemetry_pipeline.sources.kafka import KafkaSource, varint
+from telemetry_pipeline.sources.base import Encoding, Position, Slice, SliceData, varint
+from telemetry_pipeline.sources.kafka import KafkaSource
 from telemetry_pipeline.sources.kafka_client import Connection, close_clients
 
 pytestmark = [pytest.mark.needs("java"), pytest.mark.needs("kafka/libs")]
